@@ -1,0 +1,456 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Count what each process moves over each TCP session.
+ *
+ * Whoever sends on or receives from a TCP socket owns its lock meanwhile and
+ * gives it back with release_sock() (net/core/sock.c): send, sendfile, splice,
+ * io_uring, kTLS, zerocopy and readers inside the kernel alike, and a blocked
+ * call each time it goes to sleep. So one probe there sees all of them, with
+ * the socket held still: how far TCP's own sequence numbers write_seq and
+ * copied_seq moved since the last look is what this task sent and took. A
+ * failed send or a peek moves nothing. A look that was skipped (a kernel may
+ * preempt a probe, and then skips it for others on that CPU) is made up for by
+ * the next one, and the last is never skipped; see probe_closing.
+ *
+ * Read by Python, which puts the options and field offsets in front as macros:
+ *   PROBE_FENTRY           fentry programs; otherwise kprobes
+ *   SOCKET_STORAGE         positions live in the socket itself; otherwise in a hash
+ *   MAX_SESSIONS, MAX_SOCKETS, ROW_FLAGS     sizes and flags of the maps
+ *   FAMILY_MATCHES(family), LPORT_MATCHES(port), RPORT_MATCHES(port), PID_MATCHES(pid)
+ *                          the filters, as conditions
+ *   CGROUP_ID, CGROUP_LEVEL          a cgroup v2 and its depth, if only that is wanted
+ *   CGROUPMAP_FLAGS, MNTNSMAP_FLAGS  how the maps of those filters were made, if given
+ *   OFFSET_field           where a kernel structure keeps a field, in bytes
+ */
+
+#include <uapi/linux/ptrace.h>
+
+#define AF_INET6 10
+#define IPPROTO_TCP 6
+/* enum sock_flags, include/net/sock.h: bits of sk_flags, unchanged since 2.6. */
+#define SOCK_DEAD (1 << 0)
+#define SOCK_DONE (1 << 1) /* set by tcp_fin(): the peer's FIN is in rcv_nxt */
+#define SOCK_URGINLINE (1 << 2)
+/* include/net/tcp_states.h */
+#define TCP_ESTABLISHED 1
+#define TCP_CLOSE 7
+#define TCPF_SYN_SENT (1 << 2)
+#define TCPF_LISTEN (1 << 10)
+/* FIN_WAIT1, FIN_WAIT2, TIME_WAIT, LAST_ACK, CLOSING: our FIN is in write_seq. */
+#define TCPF_FIN_QUEUED (1 << 4 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 11)
+/* include/net/tcp.h: recv(MSG_OOB) has taken the urgent byte. */
+#define TCP_URG_READ 0x0200
+
+struct sock;
+
+/* A row of the table: what one process moved over one session in one interval. */
+struct session {
+	u64 rx_bytes;
+	u64 tx_bytes;
+	u32 pid; /* process (thread group) id */
+	u16 family; /* AF_INET or AF_INET6 */
+	u16 lport; /* host byte order */
+	u16 rport; /* host byte order */
+	u8 laddr[16]; /* network byte order; the first 4 for AF_INET */
+	u8 raddr[16];
+	char comm[16];
+};
+
+/* A socket's address is used again as soon as it is freed: born tells its lives apart. */
+struct session_key {
+	u64 socket;
+	u32 born;
+	u32 pid;
+};
+
+/* Where TCP's counters stood when this socket was last looked at. */
+struct position {
+	u32 write_seq;
+	u32 copied_seq;
+	u32 first_seq; /* sequence number of the first byte ever sent */
+	u32 born; /* low half of the ns clock when first seen */
+	u32 ports; /* of the session, as in the socket; 0: forgotten */
+	u8 urgent; /* urgent data has come since the urgent mark was last passed */
+	u8 urgent_taken; /* and its byte was read with MSG_OOB */
+};
+
+/* How much one map holds, and what did not fit; index of `counters`. */
+enum { ROWS_MADE, EVENTS_MISSED, TRACING, COUNTERS };
+BPF_ARRAY(counters, u64, COUNTERS);
+
+/*
+ * The rows of the running interval are behind `running`; user space puts the
+ * other map there, which waits until every program that may still write to
+ * the first has ended, and then empties the first at leisure.
+ */
+BPF_F_TABLE("hash", struct session_key, struct session, rows_a, MAX_SESSIONS, ROW_FLAGS);
+BPF_F_TABLE("hash", struct session_key, struct session, rows_b, MAX_SESSIONS, ROW_FLAGS);
+BPF_ARRAY_OF_MAPS(running, "rows_a", 1);
+
+#ifdef SOCKET_STORAGE
+BPF_SK_STORAGE(positions, struct position);
+#else
+BPF_F_TABLE("hash", u64, struct position, positions, MAX_SOCKETS, ROW_FLAGS);
+#endif
+
+#define READ(type, base, offset)                                                         \
+	({                                                                               \
+		type _value = 0;                                                         \
+		bpf_probe_read_kernel(&_value, sizeof(_value), (void *)(base) + (offset)); \
+		_value;                                                                  \
+	})
+
+/* TCP(sk): a pointer whose fields can be read, NULL if sk is no TCP socket. */
+#ifdef PROBE_FENTRY
+#define FIELD(type, base, offset) (*(type *)((void *)(base) + (offset)))
+#define TCP(sk) ((void *)bpf_skc_to_tcp_sock(sk))
+#else
+#define FIELD READ
+#define TCP(sk) (READ(u16, sk, OFFSET_sk_protocol) == IPPROTO_TCP ? (void *)(sk) : 0)
+#endif
+
+/*
+ * The maps of the two map filters are made by others. A map of maps takes them by file
+ * descriptor as long as they are of the same kind as the example it was made with.
+ */
+#define PINNED_MAP(name, value_type, flags)                                        \
+	BPF_F_TABLE("hash", u64, value_type, name##_example, 1, flags);            \
+	BPF_ARRAY_OF_MAPS(name, #name "_example", 1);                              \
+	static __always_inline bool in_##name(u64 key)                             \
+	{                                                                          \
+		int first = 0;                                                     \
+		void *map = name.lookup(&first);                                   \
+									   \
+		return map && bpf_map_lookup_elem(map, &key);                      \
+	}
+#ifdef CGROUPMAP_FLAGS
+PINNED_MAP(cgroupmap, u64, CGROUPMAP_FLAGS)
+#endif
+#ifdef MNTNSMAP_FLAGS
+PINNED_MAP(mntnsmap, u32, MNTNSMAP_FLAGS)
+#endif
+
+/* Whether the task that runs is one of those asked for. */
+static __always_inline bool task_matches(u32 pid)
+{
+	if (!(PID_MATCHES(pid)))
+		return false;
+#ifdef CGROUP_ID
+	if (bpf_get_current_ancestor_cgroup_id(CGROUP_LEVEL) != CGROUP_ID)
+		return false;
+#endif
+#ifdef CGROUPMAP_FLAGS
+	if (!in_cgroupmap(bpf_get_current_cgroup_id()))
+		return false;
+#endif
+#ifdef MNTNSMAP_FLAGS
+	void *task = (void *)bpf_get_current_task();
+	void *proxy = READ(void *, task, OFFSET_nsproxy);
+	void *namespace = READ(void *, proxy, OFFSET_mnt_ns);
+
+	if (!in_mntnsmap(READ(u32, namespace, OFFSET_ns + OFFSET_inum)))
+		return false;
+#endif
+	return true;
+}
+
+/* Whether a session is one of those asked for; ports as from ports_of(). */
+static __always_inline bool session_matches(u16 family, u32 ports)
+{
+	u16 lport = bpf_ntohs(ports), rport = bpf_ntohs(ports >> 16);
+
+	return (FAMILY_MATCHES(family)) && (LPORT_MATCHES(lport)) && (RPORT_MATCHES(rport));
+}
+
+static __always_inline void add(u32 counter, u64 amount)
+{
+	int index = counter;
+	u64 *value = counters.lookup(&index);
+
+	if (value)
+		__sync_fetch_and_add(value, amount);
+}
+
+static __always_inline struct position *position_of(void *tp)
+{
+#ifdef SOCKET_STORAGE
+	return positions.sk_storage_get(tp, 0, 0);
+#else
+	u64 socket = (u64)tp;
+
+	return positions.lookup(&socket);
+#endif
+}
+
+static __always_inline struct position *remember(void *tp, struct position *position)
+{
+#ifdef SOCKET_STORAGE
+	return positions.sk_storage_get(tp, position, BPF_SK_STORAGE_GET_F_CREATE);
+#else
+	u64 socket = (u64)tp;
+
+	positions.update(&socket, position);
+	return positions.lookup(&socket);
+#endif
+}
+
+/*
+ * The sequence number of the first byte that a socket ever sent: what it has
+ * sent, less the bytes of all segments that were no retransmission. tcp_sock
+ * counts both since Linux 4.19. A FIN takes a sequence number, too.
+ */
+static __always_inline u32 first_seq(void *tp, u32 fin)
+{
+	u32 sent = (u32)FIELD(u64, tp, OFFSET_bytes_sent) - (u32)FIELD(u64, tp, OFFSET_bytes_retrans);
+
+	return FIELD(u32, tp, OFFSET_snd_nxt) - sent - fin;
+}
+
+/* Both ports as they lie in the socket, 0 while it has no peer. */
+static __always_inline u32 ports_of(void *tp)
+{
+	u16 rport = FIELD(u16, tp, OFFSET_skc_dport);
+
+	return rport ? (u32)rport << 16 | FIELD(u16, tp, OFFSET_inet_sport) : 0;
+}
+
+/*
+ * A socket met for the first time: everything it ever moved is still to be counted,
+ * unless it is older than this program. NULL if it is not connected, not wanted, or
+ * there is no room to remember it.
+ */
+static __always_inline struct position *meet(void *tp, bool closing)
+{
+	u8 state = FIELD(u8, tp, OFFSET_skc_state);
+	u32 ports = ports_of(tp);
+	u32 write_seq = FIELD(u32, tp, OFFSET_write_seq);
+	u32 fin = (1 << state & TCPF_FIN_QUEUED) && FIELD(u32, tp, OFFSET_snd_nxt) == write_seq;
+	struct position position = {
+		.first_seq = first_seq(tp, fin),
+		.born = bpf_ktime_get_ns(),
+		.ports = ports,
+	};
+	struct position *remembered;
+	int index = TRACING;
+	u64 *tracing = counters.lookup(&index);
+
+	if (!ports || 1 << state & (TCPF_SYN_SENT | TCPF_LISTEN))
+		return 0;
+	if (!session_matches(FIELD(u16, tp, OFFSET_skc_family), ports))
+		return 0;
+	if (!closing && FIELD(u64, tp, OFFSET_skc_flags) & SOCK_DEAD)
+		return 0;
+	if (tracing && *tracing) {
+		position.write_seq = position.first_seq;
+		position.copied_seq =
+			FIELD(u32, tp, OFFSET_rcv_nxt) - (u32)FIELD(u64, tp, OFFSET_bytes_received);
+	} else {
+		position.write_seq = write_seq;
+		position.copied_seq = FIELD(u32, tp, OFFSET_copied_seq);
+	}
+	remembered = remember(tp, &position);
+	if (!remembered)
+		add(EVENTS_MISSED, 1);
+	return remembered;
+}
+
+static __always_inline struct session *make_row(void *rows, struct session_key *key, void *tp,
+						u32 ports)
+{
+	struct session row = {
+		.pid = key->pid,
+		.family = FIELD(u16, tp, OFFSET_skc_family),
+		.lport = bpf_ntohs(ports),
+		.rport = bpf_ntohs(ports >> 16),
+	};
+	void *task = (void *)bpf_get_current_task();
+	void *leader = READ(void *, task, OFFSET_group_leader);
+
+	if (row.family == AF_INET6) {
+		bpf_probe_read_kernel(row.laddr, 16, tp + OFFSET_skc_v6_rcv_saddr);
+		bpf_probe_read_kernel(row.raddr, 16, tp + OFFSET_skc_v6_daddr);
+	} else {
+		bpf_probe_read_kernel(row.laddr, 4, tp + OFFSET_skc_rcv_saddr);
+		bpf_probe_read_kernel(row.raddr, 4, tp + OFFSET_skc_daddr);
+	}
+	/* The process' name; a thread may have one of its own. */
+	bpf_probe_read_kernel(row.comm, sizeof(row.comm), leader + OFFSET_comm);
+	bpf_map_update_elem(rows, key, &row, BPF_NOEXIST);
+	add(ROWS_MADE, 1);
+	return bpf_map_lookup_elem(rows, key);
+}
+
+/*
+ * The urgent byte has a sequence number in the stream, but recv() jumps over it
+ * unless SO_OOBINLINE is set, and recv(MSG_OOB) takes it without moving
+ * copied_seq (tcp_recv_urg() and tcp_recvmsg_locked(), net/ipv4/tcp.c).
+ * Returns what is to be added to the movement of copied_seq.
+ */
+static __always_inline int urgent_bytes(void *tp, struct position *position, u32 copied_seq)
+{
+	u32 mark = FIELD(u32, tp, OFFSET_urg_seq);
+	int bytes = 0;
+
+	if (FIELD(u64, tp, OFFSET_skc_flags) & SOCK_URGINLINE)
+		return 0;
+	if (!position->urgent_taken && FIELD(u16, tp, OFFSET_urg_data) & TCP_URG_READ) {
+		position->urgent_taken = 1;
+		bytes++;
+	}
+	if (mark - position->copied_seq < copied_seq - position->copied_seq) {
+		position->urgent = 0;
+		position->urgent_taken = 0;
+		bytes--;
+	}
+	return bytes;
+}
+
+/* Count what was moved on this socket since the last look; the caller's task owns its lock. */
+static __always_inline void look(struct sock *sk, bool closing)
+{
+	void *tp = TCP(sk);
+	struct position *position;
+	struct session *row;
+	u32 write_seq, copied_seq, tx, rx;
+	void *rows;
+	int first = 0;
+	u8 state;
+
+	if (!tp)
+		return;
+	position = position_of(tp);
+	if (!position || !position->ports)
+		position = meet(tp, closing);
+	if (!position)
+		return;
+	write_seq = FIELD(u32, tp, OFFSET_write_seq);
+	copied_seq = FIELD(u32, tp, OFFSET_copied_seq);
+	tx = write_seq - position->write_seq;
+	rx = copied_seq - position->copied_seq;
+	if (position->urgent)
+		rx += urgent_bytes(tp, position, copied_seq);
+	if (!(tx | rx))
+		return;
+	position->write_seq = write_seq;
+	position->copied_seq = copied_seq;
+
+	state = FIELD(u8, tp, OFFSET_skc_state);
+	if (state != TCP_ESTABLISHED) {
+		/* A FIN is the last to move either counter, by one, and is no byte. */
+		if (tx && (1 << state & TCPF_FIN_QUEUED ||
+			   (state == TCP_CLOSE && first_seq(tp, 0) != position->first_seq)))
+			tx--;
+		if (rx && FIELD(u64, tp, OFFSET_skc_flags) & SOCK_DONE &&
+		    copied_seq == FIELD(u32, tp, OFFSET_rcv_nxt))
+			rx--;
+		if (!(tx | rx))
+			return;
+	}
+	struct session_key key = {
+		.socket = (u64)tp,
+		.born = position->born,
+		.pid = bpf_get_current_pid_tgid() >> 32,
+	};
+
+	if (!task_matches(key.pid))
+		return;
+	rows = running.lookup(&first);
+	if (!rows)
+		return;
+	row = bpf_map_lookup_elem(rows, &key);
+	if (!row) {
+		row = make_row(rows, &key, tp, position->ports);
+		if (!row) {
+			add(EVENTS_MISSED, 1);
+			return;
+		}
+	}
+	/* Only the owner of the socket's lock comes here: no other CPU adds to this row. */
+	row->tx_bytes += tx;
+	row->rx_bytes += rx;
+}
+
+/* PROBE(function) { what to do at the entry of a kernel function whose first argument is sk } */
+#ifdef PROBE_FENTRY
+#define ENTRY(function)                        \
+	KFUNC_PROBE(function, struct sock *sk) \
+	{                                      \
+		return enter_##function(sk);   \
+	}
+#else
+#define ENTRY(function)                                            \
+	int kprobe__##function(struct pt_regs *ctx)                    \
+	{                                                              \
+		return enter_##function((struct sock *)PT_REGS_PARM1(ctx)); \
+	}
+#endif
+#define PROBE(function)                                           \
+	static __always_inline int enter_##function(struct sock *sk); \
+	ENTRY(function)                                               \
+	static __always_inline int enter_##function(struct sock *sk)
+
+/* The task has done what it wanted, or goes to sleep until it can go on. */
+PROBE(release_sock)
+{
+	look(sk, false);
+	return 0;
+}
+
+/*
+ * tcp_close() comes here after the last reference is gone, still in the process
+ * that closes, before and besides release_sock(). It holds a spin lock with
+ * bottom halves off, so this program is neither preempted nor skipped because
+ * another one of its kind was: what an earlier look missed is counted now.
+ */
+PROBE(__release_sock)
+{
+	u64 socket = (u64)sk;
+
+	look(sk, true);
+#ifndef SOCKET_STORAGE
+	if (READ(u64, sk, OFFSET_skc_flags) & SOCK_DEAD)
+		positions.delete(&socket);
+#endif
+	return 0;
+}
+
+/* A reset by this side: its counters start anew, and so may another session. */
+PROBE(tcp_disconnect)
+{
+	void *tp = TCP(sk);
+	struct position *position;
+
+	look(sk, false);
+	position = tp ? position_of(tp) : 0;
+	if (position)
+		position->ports = 0;
+	return 0;
+}
+
+/* tcp_check_urg() has seen urgent data coming. */
+PROBE(sk_send_sigurg)
+{
+	void *tp = TCP(sk);
+	struct position *position = tp ? position_of(tp) : 0;
+
+	if (position)
+		position->urgent = 1;
+	return 0;
+}
+
+/* Every TCP socket of a network namespace, once at the start: only what comes is counted. */
+#ifdef HAVE_BTF
+struct bpf_iter_context {
+	void *meta;
+	struct sock *sk;
+};
+
+int bpf_iter__tcp(struct bpf_iter_context *ctx)
+{
+	void *tp = ctx->sk ? (void *)bpf_skc_to_tcp_sock(ctx->sk) : 0;
+
+	if (tp && !position_of(tp))
+		meet(tp, false);
+	return 0;
+}
+#endif

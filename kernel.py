@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this kernel offers and permits: field offsets, pinned maps, cgroups, network namespaces.
+
+Features are probed for, never inferred from a version number.
+"""
+
+import ctypes
+import os
+import re
+import sys
+from contextlib import contextmanager
+from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+BTF = "/sys/kernel/btf/vmlinux"
+
+# The fields that the programs read, by the structure that declares them.
+FIELDS = {
+    "sock_common": (
+        "skc_daddr",
+        "skc_rcv_saddr",
+        "skc_dport",
+        "skc_family",
+        "skc_state",
+        "skc_v6_daddr",
+        "skc_v6_rcv_saddr",
+        "skc_flags",
+    ),
+    "sock": ("sk_protocol",),
+    "inet_sock": ("inet_sport",),
+    "tcp_sock": (
+        "copied_seq",
+        "write_seq",
+        "rcv_nxt",
+        "snd_nxt",
+        "bytes_received",
+        "bytes_sent",
+        "bytes_retrans",
+        "urg_data",
+        "urg_seq",
+    ),
+    "task_struct": ("group_leader", "comm", "nsproxy"),
+    "nsproxy": ("mnt_ns",),
+    "mnt_namespace": ("ns",),
+    "ns_common": ("inum",),
+}
+
+# capability(7): what loading and reading tracing programs takes since Linux 5.8, by bit.
+CAPABILITIES = {"CAP_BPF": 39, "CAP_PERFMON": 38}
+CAP_SYS_ADMIN = 21
+
+BPF_MAP_TYPE_HASH = 1
+CLONE_NEWNET = 0x40000000
+
+
+class KernelError(Exception):
+    """This kernel, or this user on it, cannot do what was asked: one line, with a way out."""
+
+
+class PinnedMap(NamedTuple):
+    """An open hash map that another program made: its file descriptor and creation flags."""
+
+    fd: int
+    flags: int
+
+
+def libbpf() -> ctypes.CDLL:
+    """The libbpf that the system's bcc uses. Raises KernelError if there is none."""
+    for version in (1, 0):
+        try:
+            return ctypes.CDLL(f"libbpf.so.{version}", use_errno=True)
+        except OSError:
+            continue
+    raise KernelError("libbpf is not installed; on Debian: apt-get install python3-bpfcc")
+
+
+class _BtfType(ctypes.Structure):
+    """struct btf_type, include/uapi/linux/btf.h."""
+
+    _fields_ = [("name", ctypes.c_uint32), ("info", ctypes.c_uint32), ("size", ctypes.c_uint32)]
+
+
+class _BtfMember(ctypes.Structure):
+    """struct btf_member, include/uapi/linux/btf.h."""
+
+    _fields_ = [("name", ctypes.c_uint32), ("type", ctypes.c_uint32), ("offset", ctypes.c_uint32)]
+
+
+BTF_KIND_STRUCT, BTF_KIND_UNION = 4, 5
+BTF_KIND_MODIFIERS = (8, 9, 10, 11)  # typedef, volatile, const, restrict
+
+
+class Btf:
+    """The running kernel's types. Raises KernelError where the kernel has no BTF."""
+
+    def __init__(self) -> None:
+        lib = libbpf()
+        for function, result, *arguments in (
+            ("btf__parse", ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p),
+            ("btf__find_by_name_kind", ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int),
+            ("btf__type_by_id", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32),
+            ("btf__name_by_offset", ctypes.c_char_p, ctypes.c_void_p, ctypes.c_uint32),
+        ):
+            getattr(lib, function).restype = result
+            getattr(lib, function).argtypes = arguments
+        if not os.path.exists(BTF):
+            raise KernelError(f"this kernel has no BTF ({BTF})")
+        self._lib = lib
+        self._btf = lib.btf__parse(BTF.encode(), None)
+
+    def struct(self, name: str) -> Optional[int]:
+        """The id of a structure type, None if the kernel has no such type."""
+        type_id = self._lib.btf__find_by_name_kind(self._btf, name.encode(), BTF_KIND_STRUCT)
+        return type_id if type_id > 0 else None
+
+    def offset(self, type_id: int, field: str) -> Optional[int]:
+        """Where a type keeps a field, in bytes; looks into members that have no name."""
+        address = self._lib.btf__type_by_id(self._btf, type_id)
+        kind = _BtfType.from_address(address)
+        number = kind.info >> 24 & 0x1F
+        if number in BTF_KIND_MODIFIERS:
+            return self.offset(kind.size, field)
+        if number not in (BTF_KIND_STRUCT, BTF_KIND_UNION):
+            return None
+        members = (_BtfMember * (kind.info & 0xFFFF)).from_address(
+            address + ctypes.sizeof(_BtfType)
+        )
+        for member in members:
+            # With kind_flag, bits 24 and up are the size of a bit field.
+            offset = (member.offset & 0xFFFFFF if kind.info >> 31 else member.offset) // 8
+            name = self._lib.btf__name_by_offset(self._btf, member.name).decode()
+            inner = 0 if name == field else None if name else self.offset(member.type, field)
+            if inner is not None:
+                return offset + inner
+        return None
+
+
+def field_offsets(btf: Btf) -> Dict[str, int]:
+    """Bytes from the start of its structure to each of FIELDS.
+
+    Raises KernelError if the kernel has no such field.
+    """
+    offsets = {}
+    for struct, fields in FIELDS.items():
+        type_id = btf.struct(struct)
+        for field in fields:
+            offset = btf.offset(type_id, field) if type_id else None
+            if offset is None:
+                raise KernelError(f"this kernel's struct {struct} has no {field}; please report it")
+            offsets[field] = offset
+    return offsets
+
+
+def forbids_tracing() -> Optional[str]:
+    """Why this user cannot trace on this kernel, in one line; None if nothing speaks against it."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        found = re.search(r"^CapEff:\s*([0-9a-f]+)", status.read(), re.M)
+    effective = int(found.group(1), 16) if found else 0
+    missing = [name for name, bit in CAPABILITIES.items() if not effective >> bit & 1]
+    if missing and not effective >> CAP_SYS_ADMIN & 1:
+        return f"tracing needs root, or {' and '.join(missing)}: try sudo"
+    try:
+        with open("/sys/kernel/security/lockdown", encoding="ascii") as lockdown:
+            if "[confidentiality]" in lockdown.read():
+                return (
+                    "this kernel is locked down (confidentiality), which forbids tracing:"
+                    " boot it with lockdown=integrity or without lockdown"
+                )
+    except OSError:
+        pass  # no lockdown support, or securityfs is not mounted: loading will tell
+    return None
+
+
+def pinned_map(path: str, value_size: int) -> PinnedMap:
+    """Open a pinned hash map with an 8-byte key. Raises KernelError if it is no such map."""
+    lib = libbpf()
+    fd = lib.bpf_obj_get(os.fsencode(path))
+    if fd < 0:
+        reason = os.strerror(ctypes.get_errno())
+        raise KernelError(
+            f"{path}: no pinned BPF map ({reason}); make one with"
+            f" bpftool map create PATH type hash key 8 value {value_size} entries N name NAME"
+        )
+    # struct bpf_map_info, include/uapi/linux/bpf.h: type, id, key_size, value_size,
+    # max_entries, map_flags.
+    info = (ctypes.c_uint32 * 6)()
+    size = ctypes.c_uint32(ctypes.sizeof(info))
+    if lib.bpf_obj_get_info_by_fd(fd, info, ctypes.byref(size)) or (
+        (info[0], info[2], info[3]) != (BPF_MAP_TYPE_HASH, 8, value_size)
+    ):
+        raise KernelError(f"{path}: not a BPF hash map with key 8 and value {value_size} bytes")
+    return PinnedMap(fd, info[5])
+
+
+def cgroup(path: str) -> Tuple[int, int]:
+    """The id of a cgroup v2 directory and its depth, 0 for the root of the hierarchy.
+
+    Raises KernelError if the path is no such directory.
+    """
+    wanted = os.path.realpath(path)
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+        for line in mounts:
+            fields, _, options = line.partition(" - ")
+            root, mount = fields.split()[3:5]
+            inside = os.path.relpath(wanted, mount)
+            if options.split()[0] == "cgroup2" and not inside.startswith(".."):
+                try:
+                    inode = os.stat(os.path.join(wanted, "cgroup.procs") and wanted).st_ino
+                except OSError:
+                    break
+                parts = [*root.split("/"), *inside.split("/")]
+                return inode, len([part for part in parts if part not in ("", ".")])
+    raise KernelError(f"{path}: not a cgroup v2 directory; see /sys/fs/cgroup")
+
+
+@contextmanager
+def _restored_namespace() -> Iterator[ctypes.CDLL]:
+    """Come back to the present network namespace at the end."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    home = os.open("/proc/self/ns/net", os.O_RDONLY)
+    try:
+        yield libc
+    finally:
+        libc.setns(home, CLONE_NEWNET)
+        os.close(home)
+
+
+def network_namespaces() -> Iterator[None]:
+    """Enter, one after the other, each network namespace that has a process; then return."""
+    seen: List[int] = []
+    with _restored_namespace() as libc:
+        for process in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                namespace = os.open(f"/proc/{process}/ns/net", os.O_RDONLY)
+            except OSError:
+                continue  # it has ended, or is not ours to look at
+            inode = os.fstat(namespace).st_ino
+            if inode not in seen and not libc.setns(namespace, CLONE_NEWNET):
+                seen.append(inode)
+                yield
+            os.close(namespace)
+
+
+def online() -> str:
+    """The kernel's release and machine, for -v."""
+    system = os.uname()
+    return f"Linux {system.release} {system.machine}, Python {sys.version.split()[0]}"

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sessions as text: tables, JSON lines, CSV. Pure functions; every format is to the byte."""
+
+import csv
+import io
+import json
+from typing import Iterable, List, NamedTuple
+
+from session import AF_INET, AF_INET6, Session, address, name
+
+# Width of an address column and the suffix of its heading, by address family.
+FAMILIES = {AF_INET: (21, ""), AF_INET6: (32, "6")}
+IP_VERSION = {AF_INET: 4, AF_INET6: 6}
+
+CSV_HEADER = "TIME,PID,COMM,FAMILY,LADDR,LPORT,RADDR,RPORT,RX_BYTES,TX_BYTES\r\n"
+
+
+class Interval(NamedTuple):
+    """What is known of one interval besides its sessions.
+
+    time: its end, in seconds since the epoch; length: measured, in seconds;
+    loadavg: the content of /proc/loadavg, "" for none; missed: events not counted.
+    """
+
+    time: float
+    length: float
+    clock: str
+    loadavg: str
+    missed: int
+
+
+def plain(comm: bytes) -> str:
+    """A process' name that is safe in a terminal: `?` for all that is not printable."""
+    return "".join(c if c.isprintable() and c != "\ufffd" else "?" for c in name(comm))
+
+
+def summary(interval: Interval) -> str:
+    """The load-average line and an empty line, or nothing where there is no load average."""
+    if not interval.loadavg:
+        return ""
+    return f"{interval.clock:<8s} loadavg: {interval.loadavg}\n\n"
+
+
+def heading(family: int) -> str:
+    """The column heads of a family's table."""
+    width, suffix = FAMILIES[family]
+    return (
+        f"{'PID':<7s} {'COMM':<12s} {'LADDR' + suffix:<{width}s} {'RADDR' + suffix:<{width}s}"
+        f" {'RX_KB':>6s} {'TX_KB':>6s}"
+    )
+
+
+def row(session: Session) -> str:
+    """A session's line in its family's table."""
+    width, _ = FAMILIES[session.family]
+    local = f"{address(session.family, session.laddr)}:{session.lport}"
+    remote = f"{address(session.family, session.raddr)}:{session.rport}"
+    return (
+        f"{session.pid:<7d} {plain(session.comm)[:12]:<12s} {local:<{width}s} {remote:<{width}s}"
+        f" {session.rx_bytes // 1024:>6d} {session.tx_bytes // 1024:>6d}"
+    )
+
+
+def table(sessions: Iterable[Session]) -> List[str]:
+    """The lines of the IPv4 and the IPv6 table, of each only if it has sessions."""
+    lines = []
+    for family in FAMILIES:
+        rows = [row(session) for session in sessions if session.family == family]
+        if rows:
+            lines += ([""] if family == AF_INET6 else []) + [heading(family), *rows]
+    return lines
+
+
+def json_lines(
+    sessions: Iterable[Session], everything: Iterable[Session], interval: Interval
+) -> str:
+    """The records of the sessions shown, and one of the interval that sums up `everything`."""
+    stamp = {"time": round(interval.time, 3), "interval": round(interval.length, 3)}
+    records: List[dict] = [
+        {
+            "type": "session",
+            **stamp,
+            "pid": session.pid,
+            "comm": name(session.comm),
+            "family": IP_VERSION[session.family],
+            "laddr": address(session.family, session.laddr),
+            "lport": session.lport,
+            "raddr": address(session.family, session.raddr),
+            "rport": session.rport,
+            "rx_bytes": session.rx_bytes,
+            "tx_bytes": session.tx_bytes,
+        }
+        for session in sessions
+    ]
+    everything = list(everything)
+    records.append(
+        {
+            "type": "interval",
+            **stamp,
+            **({"loadavg": interval.loadavg.rstrip("\n")} if interval.loadavg else {}),
+            "sessions": len(everything),
+            "rx_bytes": sum(session.rx_bytes for session in everything),
+            "tx_bytes": sum(session.tx_bytes for session in everything),
+            "missed": interval.missed,
+        }
+    )
+    return "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records)
+
+
+def csv_lines(sessions: Iterable[Session], interval: Interval) -> str:
+    """A CSV record for each session; RFC 4180."""
+    text = io.StringIO()
+    csv.writer(text).writerows(
+        (
+            f"{interval.time:.3f}",
+            session.pid,
+            plain(session.comm),
+            IP_VERSION[session.family],
+            address(session.family, session.laddr),
+            session.lport,
+            address(session.family, session.raddr),
+            session.rport,
+            session.rx_bytes,
+            session.tx_bytes,
+        )
+        for session in sessions
+    )
+    return text.getvalue()

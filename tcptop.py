@@ -1,0 +1,220 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""tcptop: top(1) for TCP. Which processes move how many bytes over which sessions, right now."""
+
+import argparse
+import os
+import select
+import signal
+import sys
+import time
+from typing import List, Optional, Sequence
+
+import kernel
+import report
+from probes import Probes, source
+from session import AF_INET, AF_INET6, SORT_ORDERS, Session, ranked
+
+VERSION = "1.0.0"
+LOADAVG = "/proc/loadavg"
+CGROUP_VALUE_SIZE, MNTNS_VALUE_SIZE = 8, 4  # bytes
+
+EXAMPLES = """\
+examples:
+  tcptop                  every second, the busiest sessions that fit the window
+  tcptop -C 5 10          ten outputs, five seconds apart, one below the other
+  tcptop -p 181,209       two processes only
+  tcptop -4 -L 22         IPv4 sessions of the local ssh server
+  tcptop -c /sys/fs/cgroup/system.slice/nginx.service
+                          one service, with its descendants
+  tcptop --json 1 60      a minute as JSON lines, one a session
+"""
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 up."""
+    value = int(text) if text.isdecimal() and text.isascii() else 0
+    if not 0 < value < 1 << 31:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
+    return value
+
+
+def seconds(text: str) -> str:
+    """An interval, as the user wrote it; 0.1 seconds at least."""
+    try:
+        if 0.1 <= float(text) <= 1e6:
+            return text
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0.1 up")
+
+
+def numbers(text: str) -> List[int]:
+    """Whole numbers from 1 up, separated by commas."""
+    return [positive(part) for part in text.split(",")]
+
+
+def ports(text: str) -> List[int]:
+    """TCP ports, separated by commas."""
+    found = numbers(text)
+    if max(found) > 0xFFFF:
+        raise argparse.ArgumentTypeError(f"{text!r}: a port is at most 65535")
+    return found
+
+
+def create_parser() -> argparse.ArgumentParser:
+    """The command line: spec, help and usage errors."""
+    parser = argparse.ArgumentParser(
+        prog="tcptop",
+        description="Show which processes send and receive how much over which TCP sessions.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXAMPLES,
+    )
+    add = parser.add_argument
+    add("-C", "--noclear", action="store_true", help="rolling output: do not clear the screen")
+    add("-S", "--nosummary", action="store_true", help="leave out the load-average line")
+    add("-p", "--pid", dest="pids", type=numbers, default=[], metavar="PID[,PID...]",
+        help="only these processes")  # fmt: skip
+    add("--cgroupmap", metavar="MAPPATH",
+        help="only tasks whose cgroup v2 id is a key of this pinned BPF map")  # fmt: skip
+    add("--mntnsmap", metavar="MAPPATH",
+        help="only tasks whose mount namespace is a key of this pinned BPF map")  # fmt: skip
+    add("-c", "--cgroup", metavar="PATH", help="only tasks in this cgroup v2 or below it")
+    family = parser.add_mutually_exclusive_group()
+    family.add_argument("-4", "--ipv4", dest="families", action="store_const", const=[AF_INET],
+                        default=[AF_INET, AF_INET6], help="only IPv4 sessions")  # fmt: skip
+    family.add_argument("-6", "--ipv6", dest="families", action="store_const", const=[AF_INET6],
+                        help="only IPv6 sessions")  # fmt: skip
+    add("-L", "--localport", dest="lports", type=ports, default=[], metavar="PORT[,PORT...]",
+        help="only these local ports")  # fmt: skip
+    add("-D", "--remoteport", dest="rports", type=ports, default=[], metavar="PORT[,PORT...]",
+        help="only these remote ports")  # fmt: skip
+    add("-s", "--sort", choices=SORT_ORDERS, default="all",
+        help="what to sort by, largest first (default: all)")  # fmt: skip
+    add("-r", "--rows", type=positive, default=sys.maxsize, metavar="N",
+        help="at most N sessions an output")  # fmt: skip
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="JSON lines instead of tables")
+    form.add_argument("--csv", action="store_true", help="CSV instead of tables")
+    add("--probe", choices=("auto", "fentry", "kprobe"), default="auto",
+        help="how to trace the kernel (default: auto, the cheapest that works)")  # fmt: skip
+    add("--max-sessions", type=positive, default=65536, metavar="N",
+        help="sessions that one interval can hold (default: 65536)")  # fmt: skip
+    add("-v", "--verbose", action="store_true", help="tell on stderr how the kernel is traced")
+    add("--version", action="version", version=f"%(prog)s {VERSION}")
+    add("--ebpf", action="store_true", help=argparse.SUPPRESS)
+    add("interval", nargs="?", type=seconds, default="1",
+        help="seconds between outputs (default: 1)")  # fmt: skip
+    add("count", nargs="?", type=positive, default=sys.maxsize,
+        help="number of outputs (default: endless)")  # fmt: skip
+    return parser
+
+
+class Stop:
+    """Waiting that SIGINT and SIGTERM end early; nothing else is ever interrupted by them."""
+
+    def __init__(self) -> None:
+        self.fd, wakeup = os.pipe()
+        os.set_blocking(wakeup, False)
+        signal.set_wakeup_fd(wakeup)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, lambda *_: None)
+
+    def wait(self, length: float) -> bool:
+        """Sleep for `length` seconds; True if it is time to stop."""
+        return bool(select.select([self.fd], [], [], max(0.0, length))[0])
+
+
+def text_of(options: argparse.Namespace, sessions: List[Session], now: report.Interval) -> str:
+    """One interval's output in the wanted form."""
+    shown = ranked(sessions, options.sort, min(options.rows, len(sessions)))
+    if options.json:
+        return report.json_lines(shown, sessions, now)
+    if options.csv:
+        return report.csv_lines(shown, now)
+    return "\n" + report.summary(now) + "".join(line + "\n" for line in report.table(shown))
+
+
+def load_average() -> str:
+    """The content of /proc/loadavg without its newline."""
+    with open(LOADAVG, encoding="ascii") as loadavg:
+        return loadavg.read().rstrip("\n")
+
+
+def say(text: str) -> None:
+    """Write to stdout at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def complain(text: str) -> None:
+    """Write a line to stderr, under our name."""
+    sys.stderr.write(f"tcptop: {text}\n")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Trace, and report every interval, until the count is reached or a signal comes."""
+    probes = Probes(options)
+    if options.verbose:
+        for note in probes.notes:
+            complain(note)
+    stop = Stop()
+    if options.csv:
+        say(report.CSV_HEADER)
+    elif not options.json:
+        say(f"Tracing... Output every {options.interval} secs. Hit Ctrl-C to end\n")
+    interval = float(options.interval)
+    began = previous = time.monotonic()
+    stopped, outputs = False, 0
+    while outputs < options.count and not stopped:
+        outputs += 1
+        # Counted from the start, so that the time an output takes does not add up.
+        stopped = stop.wait(began + outputs * interval - time.monotonic())
+        sessions, missed = probes.drain()
+        now = time.monotonic()
+        this = report.Interval(
+            time=time.time(),
+            length=now - previous,
+            clock=time.strftime("%H:%M:%S"),
+            loadavg="" if options.nosummary else load_average(),
+            missed=missed,
+        )
+        previous = now
+        say(text_of(options, sessions, this))
+        if missed and not options.json:
+            complain(f"{missed} events not counted: more sessions than --max-sessions")
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Parse the command line and run; the exit status."""
+    options = create_parser().parse_args(arguments)
+    try:
+        if options.cgroup:
+            options.cgroup = kernel.cgroup(options.cgroup)
+        for option, value_size in (("cgroupmap", CGROUP_VALUE_SIZE), ("mntnsmap", MNTNS_VALUE_SIZE)):
+            path = getattr(options, option)
+            if path:
+                unread = kernel.PinnedMap(-1, 0)
+                setattr(options, option, unread if options.ebpf else kernel.pinned_map(path, value_size))
+        if options.ebpf:
+            say(source(options))
+            return 0
+        reason = kernel.forbids_tracing()
+        if reason:
+            raise kernel.KernelError(reason)
+        run(options)
+    except kernel.KernelError as error:
+        complain(str(error))
+        return 1
+    except BrokenPipeError:
+        # The reader has seen enough. Nothing may be flushed into the pipe at exit, either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        complain(f"cannot write the output: {error.strerror}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
