@@ -8,8 +8,9 @@ import ctypes
 import os
 import re
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import NamedTuple, Optional
 
 BTF = "/sys/kernel/btf/vmlinux"
 
@@ -94,11 +95,12 @@ class Btf:
 
     def __init__(self) -> None:
         lib = libbpf()
+        pointer, text, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint32
         for function, result, *arguments in (
-            ("btf__parse", ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p),
-            ("btf__find_by_name_kind", ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int),
-            ("btf__type_by_id", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32),
-            ("btf__name_by_offset", ctypes.c_char_p, ctypes.c_void_p, ctypes.c_uint32),
+            ("btf__parse", pointer, text, pointer),
+            ("btf__find_by_name_kind", ctypes.c_int, pointer, text, number),
+            ("btf__type_by_id", pointer, pointer, number),
+            ("btf__name_by_offset", text, pointer, number),
         ):
             getattr(lib, function).restype = result
             getattr(lib, function).argtypes = arguments
@@ -134,7 +136,7 @@ class Btf:
         return None
 
 
-def field_offsets(btf: Btf) -> Dict[str, int]:
+def field_offsets(btf: Btf) -> dict[str, int]:
     """Bytes from the start of its structure to each of FIELDS.
 
     Raises KernelError if the kernel has no such field.
@@ -150,24 +152,24 @@ def field_offsets(btf: Btf) -> Dict[str, int]:
     return offsets
 
 
-def forbids_tracing() -> Optional[str]:
-    """Why this user cannot trace on this kernel, in one line; None if nothing speaks against it."""
+def check_permission() -> None:
+    """Raises KernelError if this user, or this kernel, is known not to allow tracing."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as status:
         found = re.search(r"^CapEff:\s*([0-9a-f]+)", status.read(), re.M)
     effective = int(found.group(1), 16) if found else 0
     missing = [name for name, bit in CAPABILITIES.items() if not effective >> bit & 1]
     if missing and not effective >> CAP_SYS_ADMIN & 1:
-        return f"tracing needs root, or {' and '.join(missing)}: try sudo"
+        raise KernelError(f"tracing needs root, or {' and '.join(missing)}: try sudo")
     try:
         with open("/sys/kernel/security/lockdown", encoding="ascii") as lockdown:
-            if "[confidentiality]" in lockdown.read():
-                return (
-                    "this kernel is locked down (confidentiality), which forbids tracing:"
-                    " boot it with lockdown=integrity or without lockdown"
-                )
+            locked = "[confidentiality]" in lockdown.read()
     except OSError:
-        pass  # no lockdown support, or securityfs is not mounted: loading will tell
-    return None
+        locked = False  # no lockdown support, or securityfs is not mounted: loading will tell
+    if locked:
+        raise KernelError(
+            "this kernel is locked down (confidentiality), which forbids tracing:"
+            " boot it with lockdown=integrity or without lockdown"
+        )
 
 
 def pinned_map(path: str, value_size: int) -> PinnedMap:
@@ -191,7 +193,7 @@ def pinned_map(path: str, value_size: int) -> PinnedMap:
     return PinnedMap(fd, info[5])
 
 
-def cgroup(path: str) -> Tuple[int, int]:
+def cgroup(path: str) -> tuple[int, int]:
     """The id of a cgroup v2 directory and its depth, 0 for the root of the hierarchy.
 
     Raises KernelError if the path is no such directory.
@@ -204,7 +206,7 @@ def cgroup(path: str) -> Tuple[int, int]:
             inside = os.path.relpath(wanted, mount)
             if options.split()[0] == "cgroup2" and not inside.startswith(".."):
                 try:
-                    inode = os.stat(os.path.join(wanted, "cgroup.procs") and wanted).st_ino
+                    inode = os.stat(wanted).st_ino
                 except OSError:
                     break
                 parts = [*root.split("/"), *inside.split("/")]
@@ -226,7 +228,7 @@ def _restored_namespace() -> Iterator[ctypes.CDLL]:
 
 def network_namespaces() -> Iterator[None]:
     """Enter, one after the other, each network namespace that has a process; then return."""
-    seen: List[int] = []
+    seen: list[int] = []
     with _restored_namespace() as libc:
         for process in filter(str.isdigit, os.listdir("/proc")):
             try:

@@ -6,8 +6,9 @@ import os
 import sys
 import tempfile
 from argparse import Namespace
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple, Optional
 
 import kernel
 from kernel import Btf, KernelError, PinnedMap
@@ -35,14 +36,14 @@ class Kind(NamedTuple):
 KINDS = (Kind("fentry", True), Kind("fentry", False), Kind("kprobe", False))
 
 
-def any_of(values: List[int], name: str) -> str:
+def any_of(values: list[int], name: str) -> str:
     """A C condition: the variable is one of the values; always true for no values."""
     return " || ".join(f"{name} == {value}" for value in values) or "1"
 
 
-def macros(options: Namespace, kind: Kind, offsets: Dict[str, Any], flags: int) -> str:
+def macros(options: Namespace, kind: Kind, offsets: dict[str, Any], flags: int) -> str:
     """The options as C macros. Everything in them is a number or chosen here."""
-    defined: Dict[str, Any] = {
+    defined: dict[str, Any] = {
         "MAX_SESSIONS": options.max_sessions,
         "MAX_SOCKETS": options.max_sessions * SOCKETS_PER_SESSION,
         "ROW_FLAGS": flags,
@@ -68,7 +69,7 @@ def macros(options: Namespace, kind: Kind, offsets: Dict[str, Any], flags: int) 
 def program(options: Namespace, kind: Kind, btf: Optional[Btf]) -> str:
     """The whole C text. Without BTF the field offsets are left to the kernel headers."""
     if btf:
-        offsets: Dict[str, Any] = dict(kernel.field_offsets(btf))
+        offsets: dict[str, Any] = dict(kernel.field_offsets(btf))
         headers = "#define HAVE_BTF\n"
     else:
         offsets = {
@@ -91,7 +92,7 @@ def source(options: Namespace) -> str:
     return program(options, wanted_kinds(options, btf)[0], btf)
 
 
-def wanted_kinds(options: Namespace, btf: Optional[Btf]) -> List[Kind]:
+def wanted_kinds(options: Namespace, btf: Optional[Btf]) -> list[Kind]:
     """What to try for --probe, cheapest first; fentry takes its types from BTF."""
     return [
         kind
@@ -134,7 +135,7 @@ class Probes:
             ) from None
         self._lib = kernel.libbpf()
         self._bcc = bcc
-        self.notes: List[str] = [f"{kernel.online()}, bcc {bcc.__version__}"]
+        self.notes: list[str] = [f"{kernel.online()}, bcc {bcc.__version__}"]
         self._bpf, self.kind = self._load(options, btf)
         self._counters = self._bpf["counters"]
         self._rows = [self._bpf["rows_a"], self._bpf["rows_b"]]
@@ -149,7 +150,7 @@ class Probes:
             self._note_open_sockets()
         self._counters[ctypes.c_int(TRACING)] = ctypes.c_ulonglong(1)
 
-    def _load(self, options: Namespace, btf: Optional[Btf]) -> Tuple[Any, Kind]:
+    def _load(self, options: Namespace, btf: Optional[Btf]) -> tuple[Any, Kind]:
         wanted = wanted_kinds(options, btf)
         complaint = ""
         for kind in wanted:
@@ -161,17 +162,24 @@ class Probes:
                     log.seek(0)
                     complaint = log.read()
                     self.notes.append(f"{kind}: {error}\n{complaint}".rstrip())
+                    if options.verbose:
+                        sys.stderr.write(self.notes[-1] + "\n")
                 else:
                     self.notes.append(f"probes: {kind.probe}, the cheapest that works here")
                     return bpf, kind
-        if not btf and "kernel headers" in complaint or not wanted:
+        if not btf and (not wanted or "kernel headers" in complaint):
             raise KernelError(
                 "this kernel has neither BTF nor headers installed; install the headers of"
                 f" {os.uname().release}, or a kernel with CONFIG_DEBUG_INFO_BTF"
             )
+        if "not permitted" in complaint:
+            raise KernelError(
+                "this kernel forbids tracing programs (Operation not permitted); lockdown or a"
+                " sandbox may be the cause: run it on the host itself, or in a virtual machine"
+            )
         raise KernelError(
-            f"this kernel does not take {options.probe} probes"
-            f" ({self.notes[-1].splitlines()[0]}); -v tells more, --probe auto tries all"
+            f"this kernel does not take {options.probe} probes;"
+            " --probe auto tries all kinds, -v shows what the kernel says"
         )
 
     def _note_open_sockets(self) -> None:
@@ -199,7 +207,7 @@ class Probes:
     def _count(self, counter: int) -> int:
         return int(self._counters[ctypes.c_int(counter)].value)
 
-    def drain(self) -> Tuple[List[Session], int]:
+    def drain(self) -> tuple[list[Session], int]:
         """The sessions since the last call, and how many events were missed in that time."""
         missed, made = self._count(EVENTS_MISSED), self._count(ROWS_MADE)
         new_missed, self._missed = missed - self._missed, missed
@@ -208,7 +216,7 @@ class Probes:
         self._made = made
         return self._empty(self._turn()), new_missed
 
-    def _empty(self, rows: Any) -> List[Session]:
+    def _empty(self, rows: Any) -> list[Session]:
         """Take all rows out of a map that nobody writes to."""
         keys = (rows.Key * BATCH)()
         values = (rows.Leaf * BATCH)()

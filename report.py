@@ -4,7 +4,8 @@
 import csv
 import io
 import json
-from typing import Iterable, List, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from session import AF_INET, AF_INET6, Session, address, name
 
@@ -61,7 +62,7 @@ def row(session: Session) -> str:
     )
 
 
-def table(sessions: Iterable[Session]) -> List[str]:
+def table(sessions: Sequence[Session]) -> list[str]:
     """The lines of the IPv4 and the IPv6 table, of each only if it has sessions."""
     lines = []
     for family in FAMILIES:
@@ -76,7 +77,7 @@ def json_lines(
 ) -> str:
     """The records of the sessions shown, and one of the interval that sums up `everything`."""
     stamp = {"time": round(interval.time, 3), "interval": round(interval.length, 3)}
-    records: List[dict] = [
+    records: list[dict] = [
         {
             "type": "session",
             **stamp,

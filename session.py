@@ -4,9 +4,10 @@
 import ctypes
 import socket
 import struct
+from collections.abc import Iterable
 from functools import lru_cache
 from heapq import nsmallest
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Tuple
+from typing import Any, Callable, NamedTuple, Union
 
 AF_INET, AF_INET6 = int(socket.AF_INET), int(socket.AF_INET6)
 
@@ -31,7 +32,7 @@ class Session(NamedTuple):
 
 
 # Which bytes each sort order ranks by, largest first; the names are those of --sort.
-SORT_ORDERS: Dict[str, Callable[[Session], int]] = {
+SORT_ORDERS: dict[str, Callable[[Session], int]] = {
     "all": lambda session: session.rx_bytes + session.tx_bytes,
     "sent": lambda session: session.tx_bytes,
     "received": lambda session: session.rx_bytes,
@@ -48,7 +49,7 @@ def layout(record: Any) -> struct.Struct:
     names = tuple(name for name, *_ in fields if not name.startswith("__pad"))
     if names != Session._fields:
         raise TypeError(f"struct session has {names}, not {Session._fields}")
-    text, end = "=", 0
+    text, end = "@", 0  # native sizes: the type code of c_uint64 is that of unsigned long
     for name, kind, *_ in fields:
         offset, size = getattr(record, name).offset, ctypes.sizeof(kind)
         text += f"{offset - end}x"
@@ -60,12 +61,12 @@ def layout(record: Any) -> struct.Struct:
     return struct.Struct(text + f"{ctypes.sizeof(record) - end}x")
 
 
-def decode(form: struct.Struct, block: bytes) -> List[Session]:
+def decode(form: struct.Struct, block: Union[bytes, memoryview]) -> list[Session]:
     """The sessions in a block of whole records laid out as `form` says."""
     return list(map(Session._make, form.iter_unpack(block)))
 
 
-def ranked(sessions: Iterable[Session], order: str, limit: int) -> List[Session]:
+def ranked(sessions: Iterable[Session], order: str, limit: int) -> list[Session]:
     """The `limit` largest sessions by a sort order, largest first.
 
     Ties are in the order of PID and ports, so that they keep their places from one
@@ -73,7 +74,7 @@ def ranked(sessions: Iterable[Session], order: str, limit: int) -> List[Session]
     """
     size = SORT_ORDERS[order]
 
-    def key(session: Session) -> Tuple[int, ...]:
+    def key(session: Session) -> tuple[int, ...]:
         return (-size(session), session.pid, session.lport, session.rport)
 
     return nsmallest(limit, sessions, key)

@@ -3,21 +3,26 @@
 """tcptop: top(1) for TCP. Which processes move how many bytes over which sessions, right now."""
 
 import argparse
+import contextlib
+import io
 import os
 import select
 import signal
 import sys
 import time
-from typing import List, Optional, Sequence
+from collections.abc import Sequence
+from typing import Optional
 
 import kernel
 import report
 from probes import Probes, source
+from screen import Screen, usable
 from session import AF_INET, AF_INET6, SORT_ORDERS, Session, ranked
 
 VERSION = "1.0.0"
 LOADAVG = "/proc/loadavg"
-CGROUP_VALUE_SIZE, MNTNS_VALUE_SIZE = 8, 4  # bytes
+# Bytes of a value in the map that an option names.
+MAP_VALUE_SIZES = {"cgroupmap": 8, "mntnsmap": 4}
 
 EXAMPLES = """\
 examples:
@@ -49,12 +54,12 @@ def seconds(text: str) -> str:
     raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0.1 up")
 
 
-def numbers(text: str) -> List[int]:
+def numbers(text: str) -> list[int]:
     """Whole numbers from 1 up, separated by commas."""
     return [positive(part) for part in text.split(",")]
 
 
-def ports(text: str) -> List[int]:
+def ports(text: str) -> list[int]:
     """TCP ports, separated by commas."""
     found = numbers(text)
     if max(found) > 0xFFFF:
@@ -126,7 +131,7 @@ class Stop:
         return bool(select.select([self.fd], [], [], max(0.0, length))[0])
 
 
-def text_of(options: argparse.Namespace, sessions: List[Session], now: report.Interval) -> str:
+def text_of(options: argparse.Namespace, sessions: list[Session], now: report.Interval) -> str:
     """One interval's output in the wanted form."""
     shown = ranked(sessions, options.sort, min(options.rows, len(sessions)))
     if options.json:
@@ -134,6 +139,11 @@ def text_of(options: argparse.Namespace, sessions: List[Session], now: report.In
     if options.csv:
         return report.csv_lines(shown, now)
     return "\n" + report.summary(now) + "".join(line + "\n" for line in report.table(shown))
+
+
+def missed_note(missed: int) -> str:
+    """What to tell of events that were not counted, "" if there were none."""
+    return f"{missed} events not counted, see --max-sessions" if missed else ""
 
 
 def load_average() -> str:
@@ -160,49 +170,61 @@ def run(options: argparse.Namespace) -> None:
         for note in probes.notes:
             complain(note)
     stop = Stop()
+    view: Optional[Screen] = None
     if options.csv:
         say(report.CSV_HEADER)
     elif not options.json:
         say(f"Tracing... Output every {options.interval} secs. Hit Ctrl-C to end\n")
+        if not options.noclear and usable(sys.stdout):
+            view = Screen(sys.stdout, sys.stdin, options.sort, options.rows)
     interval = float(options.interval)
     began = previous = time.monotonic()
-    stopped, outputs = False, 0
-    while outputs < options.count and not stopped:
-        outputs += 1
-        # Counted from the start, so that the time an output takes does not add up.
-        stopped = stop.wait(began + outputs * interval - time.monotonic())
-        sessions, missed = probes.drain()
-        now = time.monotonic()
-        this = report.Interval(
-            time=time.time(),
-            length=now - previous,
-            clock=time.strftime("%H:%M:%S"),
-            loadavg="" if options.nosummary else load_average(),
-            missed=missed,
-        )
-        previous = now
-        say(text_of(options, sessions, this))
-        if missed and not options.json:
-            complain(f"{missed} events not counted: more sessions than --max-sessions")
+    stopped, outputs, all_missed = False, 0, 0
+    with view or contextlib.nullcontext():
+        while outputs < options.count and not stopped:
+            outputs += 1
+            # Counted from the start, so that the time an output takes does not add up.
+            left = began + outputs * interval - time.monotonic()
+            stopped = view.wait(left, stop.fd) if view else stop.wait(left)
+            sessions, missed = probes.drain()
+            all_missed += missed
+            now = time.monotonic()
+            this = report.Interval(
+                time=time.time(),
+                length=now - previous,
+                clock=time.strftime("%H:%M:%S"),
+                loadavg="" if options.nosummary else load_average(),
+                missed=missed,
+            )
+            previous = now
+            if view:
+                view.show(report.summary(this), sessions, missed_note(all_missed))
+            else:
+                say(text_of(options, sessions, this))
+                if missed and not options.json:
+                    complain(missed_note(missed))
+    if view and all_missed:
+        complain(missed_note(all_missed))
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Parse the command line and run; the exit status."""
     options = create_parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     try:
         if options.cgroup:
             options.cgroup = kernel.cgroup(options.cgroup)
-        for option, value_size in (("cgroupmap", CGROUP_VALUE_SIZE), ("mntnsmap", MNTNS_VALUE_SIZE)):
-            path = getattr(options, option)
-            if path:
-                unread = kernel.PinnedMap(-1, 0)
-                setattr(options, option, unread if options.ebpf else kernel.pinned_map(path, value_size))
         if options.ebpf:
+            # Nothing may be opened, so the maps are taken to be made without flags.
+            for option in MAP_VALUE_SIZES:
+                setattr(options, option, getattr(options, option) and kernel.PinnedMap(-1, 0))
             say(source(options))
             return 0
-        reason = kernel.forbids_tracing()
-        if reason:
-            raise kernel.KernelError(reason)
+        kernel.check_permission()
+        for option, value_size in MAP_VALUE_SIZES.items():
+            path = getattr(options, option)
+            setattr(options, option, path and kernel.pinned_map(path, value_size))
         run(options)
     except kernel.KernelError as error:
         complain(str(error))

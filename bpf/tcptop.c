@@ -10,7 +10,7 @@
  * copied_seq moved since the last look is what this task sent and took. A
  * failed send or a peek moves nothing. A look that was skipped (a kernel may
  * preempt a probe, and then skips it for others on that CPU) is made up for by
- * the next one, and the last is never skipped; see probe_closing.
+ * the next one, and the last is never skipped; see __release_sock below.
  *
  * Read by Python, which puts the options and field offsets in front as macros:
  *   PROBE_FENTRY           fentry programs; otherwise kprobes
@@ -39,7 +39,7 @@
 /* FIN_WAIT1, FIN_WAIT2, TIME_WAIT, LAST_ACK, CLOSING: our FIN is in write_seq. */
 #define TCPF_FIN_QUEUED (1 << 4 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 11)
 /* include/net/tcp.h: recv(MSG_OOB) has taken the urgent byte. */
-#define TCP_URG_READ 0x0200
+#define TCP_URG_READ 0x0400
 
 struct sock;
 
@@ -93,11 +93,11 @@ BPF_SK_STORAGE(positions, struct position);
 BPF_F_TABLE("hash", u64, struct position, positions, MAX_SOCKETS, ROW_FLAGS);
 #endif
 
-#define READ(type, base, offset)                                                         \
-	({                                                                               \
-		type _value = 0;                                                         \
-		bpf_probe_read_kernel(&_value, sizeof(_value), (void *)(base) + (offset)); \
-		_value;                                                                  \
+#define FETCH(type, base, offset)                                                                  \
+	({                                                                                         \
+		type _value = 0;                                                                   \
+		bpf_probe_read_kernel(&_value, sizeof(_value), (void *)(base) + (offset));         \
+		_value;                                                                            \
 	})
 
 /* TCP(sk): a pointer whose fields can be read, NULL if sk is no TCP socket. */
@@ -105,23 +105,23 @@ BPF_F_TABLE("hash", u64, struct position, positions, MAX_SOCKETS, ROW_FLAGS);
 #define FIELD(type, base, offset) (*(type *)((void *)(base) + (offset)))
 #define TCP(sk) ((void *)bpf_skc_to_tcp_sock(sk))
 #else
-#define FIELD READ
-#define TCP(sk) (READ(u16, sk, OFFSET_sk_protocol) == IPPROTO_TCP ? (void *)(sk) : 0)
+#define FIELD FETCH
+#define TCP(sk) (FETCH(u16, sk, OFFSET_sk_protocol) == IPPROTO_TCP ? (void *)(sk) : 0)
 #endif
 
 /*
  * The maps of the two map filters are made by others. A map of maps takes them by file
  * descriptor as long as they are of the same kind as the example it was made with.
  */
-#define PINNED_MAP(name, value_type, flags)                                        \
-	BPF_F_TABLE("hash", u64, value_type, name##_example, 1, flags);            \
-	BPF_ARRAY_OF_MAPS(name, #name "_example", 1);                              \
-	static __always_inline bool in_##name(u64 key)                             \
-	{                                                                          \
-		int first = 0;                                                     \
-		void *map = name.lookup(&first);                                   \
-									   \
-		return map && bpf_map_lookup_elem(map, &key);                      \
+#define PINNED_MAP(name, value_type, flags)                                                        \
+	BPF_F_TABLE("hash", u64, value_type, name##_example, 1, flags);                            \
+	BPF_ARRAY_OF_MAPS(name, #name "_example", 1);                                              \
+	static __always_inline bool in_##name(u64 key)                                             \
+	{                                                                                          \
+		int first = 0;                                                                     \
+		void *map = name.lookup(&first);                                                   \
+                                                                                                   \
+		return map && bpf_map_lookup_elem(map, &key);                                      \
 	}
 #ifdef CGROUPMAP_FLAGS
 PINNED_MAP(cgroupmap, u64, CGROUPMAP_FLAGS)
@@ -145,10 +145,10 @@ static __always_inline bool task_matches(u32 pid)
 #endif
 #ifdef MNTNSMAP_FLAGS
 	void *task = (void *)bpf_get_current_task();
-	void *proxy = READ(void *, task, OFFSET_nsproxy);
-	void *namespace = READ(void *, proxy, OFFSET_mnt_ns);
+	void *proxy = FETCH(void *, task, OFFSET_nsproxy);
+	void *namespace = FETCH(void *, proxy, OFFSET_mnt_ns);
 
-	if (!in_mntnsmap(READ(u32, namespace, OFFSET_ns + OFFSET_inum)))
+	if (!in_mntnsmap(FETCH(u32, namespace, OFFSET_ns + OFFSET_inum)))
 		return false;
 #endif
 	return true;
@@ -185,7 +185,12 @@ static __always_inline struct position *position_of(void *tp)
 static __always_inline struct position *remember(void *tp, struct position *position)
 {
 #ifdef SOCKET_STORAGE
-	return positions.sk_storage_get(tp, position, BPF_SK_STORAGE_GET_F_CREATE);
+	struct position *remembered =
+	    positions.sk_storage_get(tp, position, BPF_SK_STORAGE_GET_F_CREATE);
+
+	if (remembered)
+		*remembered = *position; /* it may have one of a former session */
+	return remembered;
 #else
 	u64 socket = (u64)tp;
 
@@ -201,7 +206,8 @@ static __always_inline struct position *remember(void *tp, struct position *posi
  */
 static __always_inline u32 first_seq(void *tp, u32 fin)
 {
-	u32 sent = (u32)FIELD(u64, tp, OFFSET_bytes_sent) - (u32)FIELD(u64, tp, OFFSET_bytes_retrans);
+	u32 sent =
+	    (u32)FIELD(u64, tp, OFFSET_bytes_sent) - (u32)FIELD(u64, tp, OFFSET_bytes_retrans);
 
 	return FIELD(u32, tp, OFFSET_snd_nxt) - sent - fin;
 }
@@ -226,9 +232,9 @@ static __always_inline struct position *meet(void *tp, bool closing)
 	u32 write_seq = FIELD(u32, tp, OFFSET_write_seq);
 	u32 fin = (1 << state & TCPF_FIN_QUEUED) && FIELD(u32, tp, OFFSET_snd_nxt) == write_seq;
 	struct position position = {
-		.first_seq = first_seq(tp, fin),
-		.born = bpf_ktime_get_ns(),
-		.ports = ports,
+	    .first_seq = first_seq(tp, fin),
+	    .born = bpf_ktime_get_ns(),
+	    .ports = ports,
 	};
 	struct position *remembered;
 	int index = TRACING;
@@ -243,7 +249,7 @@ static __always_inline struct position *meet(void *tp, bool closing)
 	if (tracing && *tracing) {
 		position.write_seq = position.first_seq;
 		position.copied_seq =
-			FIELD(u32, tp, OFFSET_rcv_nxt) - (u32)FIELD(u64, tp, OFFSET_bytes_received);
+		    FIELD(u32, tp, OFFSET_rcv_nxt) - (u32)FIELD(u64, tp, OFFSET_bytes_received);
 	} else {
 		position.write_seq = write_seq;
 		position.copied_seq = FIELD(u32, tp, OFFSET_copied_seq);
@@ -258,13 +264,13 @@ static __always_inline struct session *make_row(void *rows, struct session_key *
 						u32 ports)
 {
 	struct session row = {
-		.pid = key->pid,
-		.family = FIELD(u16, tp, OFFSET_skc_family),
-		.lport = bpf_ntohs(ports),
-		.rport = bpf_ntohs(ports >> 16),
+	    .pid = key->pid,
+	    .family = FIELD(u16, tp, OFFSET_skc_family),
+	    .lport = bpf_ntohs(ports),
+	    .rport = bpf_ntohs(ports >> 16),
 	};
 	void *task = (void *)bpf_get_current_task();
-	void *leader = READ(void *, task, OFFSET_group_leader);
+	void *leader = FETCH(void *, task, OFFSET_group_leader);
 
 	if (row.family == AF_INET6) {
 		bpf_probe_read_kernel(row.laddr, 16, tp + OFFSET_skc_v6_rcv_saddr);
@@ -347,9 +353,9 @@ static __always_inline void look(struct sock *sk, bool closing)
 			return;
 	}
 	struct session_key key = {
-		.socket = (u64)tp,
-		.born = position->born,
-		.pid = bpf_get_current_pid_tgid() >> 32,
+	    .socket = (u64)tp,
+	    .born = position->born,
+	    .pid = bpf_get_current_pid_tgid() >> 32,
 	};
 
 	if (!task_matches(key.pid))
@@ -372,21 +378,21 @@ static __always_inline void look(struct sock *sk, bool closing)
 
 /* PROBE(function) { what to do at the entry of a kernel function whose first argument is sk } */
 #ifdef PROBE_FENTRY
-#define ENTRY(function)                        \
-	KFUNC_PROBE(function, struct sock *sk) \
-	{                                      \
-		return enter_##function(sk);   \
+#define ENTRY(function)                                                                            \
+	KFUNC_PROBE(function, struct sock *sk)                                                     \
+	{                                                                                          \
+		return enter_##function(sk);                                                       \
 	}
 #else
-#define ENTRY(function)                                            \
-	int kprobe__##function(struct pt_regs *ctx)                    \
-	{                                                              \
-		return enter_##function((struct sock *)PT_REGS_PARM1(ctx)); \
+#define ENTRY(function)                                                                            \
+	int kprobe__##function(struct pt_regs *ctx)                                                \
+	{                                                                                          \
+		return enter_##function((struct sock *)PT_REGS_PARM1(ctx));                        \
 	}
 #endif
-#define PROBE(function)                                           \
-	static __always_inline int enter_##function(struct sock *sk); \
-	ENTRY(function)                                               \
+#define PROBE(function)                                                                            \
+	static __always_inline int enter_##function(struct sock *sk);                              \
+	ENTRY(function)                                                                            \
 	static __always_inline int enter_##function(struct sock *sk)
 
 /* The task has done what it wanted, or goes to sleep until it can go on. */
@@ -408,7 +414,7 @@ PROBE(__release_sock)
 
 	look(sk, true);
 #ifndef SOCKET_STORAGE
-	if (READ(u64, sk, OFFSET_skc_flags) & SOCK_DEAD)
+	if (FETCH(u64, sk, OFFSET_skc_flags) & SOCK_DEAD)
 		positions.delete(&socket);
 #endif
 	return 0;

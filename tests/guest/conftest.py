@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+import contextlib
+import os
+import pathlib
+import sys
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+from tracing import KINDS, Tracer, settle
+from workload import Ledger
+
+if not os.environ.get("TCPTOP_NO_SKIP"):
+    raise pytest.UsageError("these tests load tracing programs: run them with `make guest`")
+
+
+@pytest.fixture(scope="session")
+def tracers():
+    """A tracer of each kind, both watching all the time."""
+    both = {kind: Tracer("--probe", kind, "0.3") for kind in KINDS}
+    yield both
+    for kind, tracer in both.items():
+        assert tracer.stop() == 0, (kind, tracer.notes)
+
+
+@pytest.fixture
+def ledger():
+    return Ledger()
+
+
+@pytest.fixture
+def exact(tracers):
+    """A context in which traffic is run and kept in a ledger; at its end each kind of probe
+    must have reported what the ledger says, to the byte, and no other session of its ports."""
+
+    @contextlib.contextmanager
+    def check(ledger):
+        settle(*tracers.values())
+        for tracer in tracers.values():
+            tracer.forget()
+        yield
+        truth = ledger.moved()
+        assert truth, "no traffic"
+        ports = {key[1:] for key in truth}
+        settle(*tracers.values())
+        for kind, tracer in tracers.items():
+            rows = tracer.rows()
+            ours = {key: value for key, value in rows.items() if key[1:] in ports and any(value)}
+            assert (kind, ours) == (kind, truth)
+            assert tracer.missed == 0, kind
+
+    return check

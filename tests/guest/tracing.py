@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run tcptop as its users do and read what it says."""
+
+import collections
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+# The installed command may be tested in the place of the tree's.
+COMMAND = os.environ.get("TCPTOP", f"{sys.executable} {ROOT / 'tcptop.py'}").split()
+# Seconds in which anything that is to happen must have happened, under emulation.
+PATIENCE = 60
+
+KINDS = ("fentry", "kprobe")
+
+
+def tcptop(*arguments, **options):
+    """Run to the end; a CompletedProcess with text."""
+    options = {"capture_output": True, "text": True, "timeout": PATIENCE, **options}
+    return subprocess.run([*COMMAND, *map(str, arguments)], check=False, **options)
+
+
+class Tracer:
+    """A running `tcptop --json`, ready to count: everything that it says, collected."""
+
+    def __init__(self, *arguments):
+        self.process = subprocess.Popen(
+            [*COMMAND, "-v", "--json", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.records = []
+        self.missed = 0
+        self._intervals = 0
+        self._news = threading.Condition()
+        self.notes = []
+        for line in self.process.stderr:
+            self.notes.append(line)
+            if line.startswith("tcptop: probes: "):  # attached
+                break
+        else:
+            raise AssertionError("".join(self.notes))
+        for target in (self._read, self._read_errors):
+            threading.Thread(target=target, daemon=True).start()
+
+    def _read_errors(self):
+        self.notes.extend(self.process.stderr)
+
+    def _read(self):
+        for line in self.process.stdout:
+            record = json.loads(line)
+            with self._news:
+                if record["type"] == "interval":
+                    self._intervals += 1
+                    self.missed += record["missed"]
+                    self._news.notify_all()
+                else:
+                    self.records.append(record)
+
+    def intervals(self):
+        """How many intervals have been reported."""
+        with self._news:
+            return self._intervals
+
+    def reached(self, wanted):
+        """Wait until so many intervals have been reported."""
+        with self._news:
+            assert self._news.wait_for(lambda: self._intervals >= wanted, PATIENCE), self.notes
+
+    def rows(self):
+        """{(pid, local port, remote port): [rx bytes, tx bytes]}, summed over all intervals."""
+        sums = collections.defaultdict(lambda: [0, 0])
+        with self._news:
+            for record in self.records:
+                sums_of = sums[record["pid"], record["lport"], record["rport"]]
+                sums_of[0] += record["rx_bytes"]
+                sums_of[1] += record["tx_bytes"]
+        return dict(sums)
+
+    def forget(self):
+        """Start the sums anew."""
+        with self._news:
+            self.records.clear()
+
+    def stop(self):
+        """End it as a user would, and return its exit status."""
+        self.process.send_signal(2)
+        return self.process.wait(PATIENCE)
+
+
+def settle(*tracers):
+    """Wait until all that was moved before this call has been reported by all tracers."""
+    # The interval that runs may have been drained already, the one after has not.
+    for tracer, wanted in [(tracer, tracer.intervals() + 2) for tracer in tracers]:
+        tracer.reached(wanted)
+
+
+def wait_for(condition, what):
+    """Poll until a condition holds."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.05)

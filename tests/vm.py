@@ -1,0 +1,327 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""Run a command in a virtual machine that boots a Debian release with its own kernel.
+
+Whatever is missing is installed (as root, on Debian) and built on first use: the tools
+of tests/requirements.txt, and one root file system for each release, both kept in
+$XDG_CACHE_HOME/tcptop.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, Optional, TextIO, Union
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tcptop"
+REQUIREMENTS = CHECKOUT / "tests/requirements.txt"
+PYTHON = "/usr/bin/python3"
+MIRROR = "http://deb.debian.org/debian"
+TIMED_OUT, GUEST_DIED = 124, 125  # exit status; 124 is what timeout(1) gives
+CONSOLE_TAIL = 60  # lines
+HASH_LENGTH = 12
+
+HOST_PACKAGES = [
+    "busybox-static", "ca-certificates", "kmod", "mmdebstrap", "python3-venv", "qemu-system-x86",
+]  # fmt: skip
+DEMO_PACKAGES = ["curl", "iperf3", "python3-bpfcc"]
+GUEST_PACKAGES = [
+    "bpfcc-tools", "bpftool", "ca-certificates", "curl", "iperf3", "iproute2", "jq", "kmod",
+    "libbpf-tools", "libcap2-bin", "linux-headers-amd64", "linux-image-amd64", "lsb-release",
+    "man-db", "procps", "psmisc", "python3-bpfcc", "python3-hypothesis", "python3-pytest",
+    "sqlite3", "strace", "udev",
+]  # fmt: skip
+NOT_IN = {"bullseye": {"libbpf-tools"}}
+
+# What the command finds in the guest. /run/vm is the host's temporary directory of this run.
+PROLOGUE = """\
+export HOME=/root LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 TCPTOP_NO_SKIP=1
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis
+ip link set lo up
+while read -r type directory; do
+    mountpoint -q $directory || mount -t $type $type $directory
+done <<END
+tracefs /sys/kernel/tracing
+debugfs /sys/kernel/debug
+bpf /sys/fs/bpf
+cgroup2 /sys/fs/cgroup
+END
+sysctl -q -w fs.nr_open=1048576 net.core.somaxconn=65535 net.ipv4.tcp_max_syn_backlog=65535 \\
+    net.ipv4.ip_local_port_range='1024 65535'
+ulimit -n 1048576
+cd /src
+"""
+# The build link in /lib/modules leads here, and to nowhere once this is empty.
+HIDE_HEADERS = "mount -t tmpfs none /usr/src\n"
+
+# Something to look at while "$@" runs.
+DEMO = """\
+python3 -m http.server --bind 127.0.0.1 --directory /usr/bin 38080 >/dev/null 2>&1 &
+iperf3 --server --bind 127.0.0.1 --port 38081 >/dev/null 2>&1 &
+while :; do curl -s -o /dev/null http://127.0.0.1:38080/python3; sleep 0.1; done &
+while :; do iperf3 -c 127.0.0.1 -p 38081 -b 50M >/dev/null 2>&1; sleep 0.1; done &
+trap 'kill $(jobs -p)' EXIT
+"$@"
+"""
+
+
+def say(text: str) -> None:
+    """Write a line to stderr, under our name."""
+    print(f"vm.py: {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def locked(directory: Path, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Hold a lock on a directory of the cache, waiting for it unless `kind` has LOCK_NB."""
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, kind)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def pipe_to(stream: TextIO) -> Iterator[Optional[IO[bytes]]]:
+    """The writing end of a pipe whose content goes to `stream`, all of it at the end."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=stream) as cat:
+        yield cat.stdin
+
+
+def call(command: Sequence[Union[str, Path]], limit: Optional[float] = None, **options: Any) -> int:
+    """Run a command and leave no process of it behind; its exit status.
+
+    Raises subprocess.TimeoutExpired after `limit` seconds.
+    """
+    # No terminal, and stdout kept for what the guest says.
+    streams = {"stdin": subprocess.DEVNULL, "stdout": sys.stderr, **options}
+    process = subprocess.Popen(command, start_new_session=True, **streams)
+    try:
+        return process.wait(limit)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def must(*command: Union[str, Path]) -> None:
+    """Run a command that has to succeed; exits with one line if it does not."""
+    status = call(command, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
+    if status:
+        sys.exit(f"vm.py: {command[0]} failed with status {status}; its messages are above")
+
+
+def remove(directory: Path) -> None:
+    """Delete a tree, but nothing that someone has mounted in it."""
+    must("rm", "-rf", "--one-file-system", directory)
+
+
+def digest(recipe: Any) -> str:
+    """What a recipe is known by in the cache."""
+    return hashlib.sha256(repr(recipe).encode()).hexdigest()[:HASH_LENGTH]
+
+
+def install(packages: list[str]) -> None:
+    """Install what is missing of these Debian packages on this machine."""
+    query = ["dpkg-query", "-W", "-f", "${db:Status-Status} ${Package}\n", *packages]
+    found = subprocess.run(
+        query, check=False, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    missing = [name for name in packages if f"installed {name}" not in found.stdout.split("\n")]
+    if missing:
+        say(f"installing {' '.join(missing)}")
+        must("apt-get", "-q", "update")
+        must("apt-get", "-q", "install", "-y", "--no-install-recommends", *missing)
+
+
+def setup() -> Path:
+    """Install what this machine needs; the directory of the tools in requirements.txt."""
+    with locked(CACHE):
+        install(HOST_PACKAGES)
+        text = REQUIREMENTS.read_text(encoding="ascii")
+        venv = CACHE / f"venv-{digest((sys.version_info[:2], text))}"
+        # A venv cannot be moved to its place when it is done, so a file tells that it is.
+        if not (venv / "complete").exists():
+            say(f"installing {REQUIREMENTS.name} in {venv}")
+            must(PYTHON, "-m", "venv", "--clear", venv)
+            must(venv / "bin/pip", "install", "-q", "-r", REQUIREMENTS)
+            (venv / "complete").touch()
+    return venv / "bin"
+
+
+def mirror() -> str:
+    """Where this machine gets Debian from, if it tells."""
+    command = ["apt-get", "indextargets", "--format", "$(LABEL) $(SITE)", "Identifier: Packages"]
+    targets = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    sites = re.findall(r"^Debian (https?://\S+)$", targets, re.MULTILINE)
+    return sites[0] if sites else MIRROR
+
+
+def fetch_options() -> list[str]:
+    """How this machine's apt fetches (proxy, frozen mirrors), for the apt that builds a guest."""
+    command = ["apt-config", "dump", "Acquire"]
+    dump = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    wanted = re.findall(r"^Acquire::(?:https?::|Check-Valid-Until|Retries).*;$", dump, re.MULTILINE)
+    return [f"--aptopt={option}" for option in wanted]
+
+
+def build(release: str) -> Path:
+    """The root directory of a Debian release, built unless it is there."""
+    setup()
+    packages = [name for name in GUEST_PACKAGES if name not in NOT_IN.get(release, ())]
+    recipe = [
+        "mmdebstrap",
+        "--variant=minbase",
+        "--include=" + ",".join(packages),
+        '--customize-hook=mkdir "$1/src" "$1/out"',
+    ]
+    guests = CACHE / "guests"
+    root = guests / f"{release}-{digest(recipe)}"
+    if root.exists():
+        return root
+    with locked(guests):
+        if not root.exists():  # nobody built it while we waited
+            say(f"building {root}, which takes some minutes")
+            unfinished = guests / f"{root.name}.tmp"
+            remove(unfinished)
+            must(*recipe, *fetch_options(), release, unfinished, mirror())
+            for old in guests.glob(f"{release}-{'?' * HASH_LENGTH}"):
+                # A guest that runs holds a lock on its root.
+                with (
+                    contextlib.suppress(BlockingIOError),
+                    locked(old, fcntl.LOCK_EX | fcntl.LOCK_NB),
+                ):
+                    remove(old)
+            unfinished.rename(root)
+    return root
+
+
+def run(options: argparse.Namespace, command: str) -> int:
+    """Boot a release, run a shell command in /src (this checkout, read-only); its exit status.
+
+    TIMED_OUT and GUEST_DIED are the statuses of a command that did not end; then the end of
+    the kernel's console is shown. The options are those of the command line.
+    """
+    root = build(options.release)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(locked(root, fcntl.LOCK_SH))
+        shared = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tcptop-vm-")))
+        console, result = shared / "console", shared / "status"
+        script = PROLOGUE + (HIDE_HEADERS if options.no_headers else "")
+        script += f"sh -c {shlex.quote(command)} </dev/null\necho $? >/run/vm/status\n"
+        (shared / "script").write_text(script, encoding="utf-8")
+
+        vm: list[Union[str, Path]] = [setup() / "virtme-run", "--script-sh", "sh /run/vm/script"]
+        vm += ["--root", root, "--kimg", next(root.glob("boot/vmlinuz-*")), "--mods", "auto"]
+        # 9p, because virtme-ng waits seconds for a virtiofsd that cannot start in a container.
+        vm += ["--force-9p", "--memory", options.memory]
+        vm += ["--cpus", "1" if options.icount else str(options.cpus)]
+        vm += [] if options.kvm else ["--disable-kvm"]
+        for directory in ("etc", "home", "lib", "opt", "root", "srv", "tmp", "usr", "var"):
+            vm += ["--overlay-rwdir", f"/{directory}"]
+        vm += ["--rodir", f"/src={CHECKOUT}", "--rwdir", f"/run/vm={shared}"]
+        if options.rw:
+            vm += ["--rwdir", f"/out={options.rw.resolve(strict=True)}"]
+        for parameter in ("loglevel=7", *options.append):
+            vm += ["--kopt", parameter]
+        # virtme-ng would throw the console away. This option takes all that follows it.
+        vm += ["--qemu-opts", "-set", f"chardev.console.path={console}"]
+        vm += ["-icount", "shift=0,sleep=off"] if options.icount else []
+
+        # QEMU opens and truncates stdout once for each of the guest's ports, so in a file
+        # they would overwrite each other.
+        out, err = (stack.enter_context(pipe_to(stream)) for stream in (sys.stdout, sys.stderr))
+        reason, status = "the guest died", GUEST_DIED
+        try:
+            environment = {**os.environ, "TMPDIR": str(shared)}
+            call(vm, options.timeout, stdout=out, stderr=err, env=environment)
+            if result.exists():
+                return int(result.read_text(encoding="ascii"))
+        except subprocess.TimeoutExpired:
+            reason, status = f"no end after {options.timeout:g} seconds", TIMED_OUT
+        lines = console.read_text(errors="replace").splitlines() if console.exists() else []
+        print(*lines[-CONSOLE_TAIL:], sep="\n", file=sys.stderr)
+        say(f"{reason}; above is the end of the kernel's console")
+        return status
+
+
+def demo(arguments: list[str]) -> int:
+    """Show tcptop with some traffic, on this machine if its kernel can be traced."""
+    show = ["sh", "-c", DEMO, "demo", "./tcptop.py", *arguments]
+    if " register_kprobe\n" in Path("/proc/kallsyms").read_text(encoding="ascii"):
+        install(DEMO_PACKAGES)
+        status = subprocess.call(show, cwd=CHECKOUT)
+        if status != 1:
+            return status
+        say("so it runs in a virtual machine instead")
+    else:
+        say("this kernel has no kprobes, so tcptop runs in a virtual machine")
+    return run(create_parser().parse_args(["run", "tcptop"]), shlex.join(show))
+
+
+def create_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Virtual machines for tests that trace.")
+    commands = parser.add_subparsers(dest="action", required=True)
+    commands.add_parser("setup", help="install what the other commands need")
+    one = commands.add_parser("tool", help="run a tool of tests/requirements.txt on this machine")
+    one.add_argument("command", nargs="+", metavar="-- TOOL ARGUMENT", help="e.g. -- ruff check .")
+    one = commands.add_parser("demo", help="run tcptop with some traffic to look at")
+    one.add_argument("command", nargs="*", metavar="-- ARGUMENT", help="of tcptop")
+    one = commands.add_parser("build", help="build a guest")
+    one.add_argument("release", help="bullseye, bookworm, trixie, sid")
+    one = commands.add_parser("run", help="run a command in a guest")
+    add = one.add_argument
+    add("--release", default="bookworm", help="(default: %(default)s)")
+    add("--cpus", type=int, default=2, help="(default: %(default)s)")
+    add("--memory", default="3G", help="(default: %(default)s)")
+    add("--append", action="append", default=[], metavar="PARAMETER", help="of the kernel")
+    add("--timeout", type=float, default=1800, metavar="SECONDS", help="(default: %(default)s)")
+    add("--icount", action="store_true", help="one CPU whose nanoseconds are instructions")
+    add("--kvm", action="store_true", help="hardware virtualization, where it works")
+    add("--no-headers", action="store_true", help="hide the kernel headers")
+    add("--rw", type=Path, metavar="DIRECTORY", help="writable in the guest, as /out")
+    add("command", nargs="+", metavar="-- COMMAND",
+        help="one word is a line for the shell, more are a command and its arguments")  # fmt: skip
+    return parser
+
+
+def main() -> int:
+    """Do what the command line says; the exit status."""
+    options = create_parser().parse_args()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    try:
+        if options.action == "setup":
+            setup()
+        elif options.action == "build":
+            print(build(options.release))
+        elif options.action == "tool":
+            tool = setup() / options.command[0]
+            os.execv(tool, [str(tool), *options.command[1:]])
+        elif options.action == "demo":
+            return demo(options.command)
+        else:
+            command = options.command
+            return run(options, command[0] if len(command) == 1 else shlex.join(command))
+    except OSError as error:
+        sys.exit(f"vm.py: {error}")
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
