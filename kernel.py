@@ -227,8 +227,9 @@ def _restored_namespace() -> Iterator[ctypes.CDLL]:
 
 
 def network_namespaces() -> Iterator[None]:
-    """Enter, one after the other, each network namespace that has a process; then return."""
-    seen: list[int] = []
+    """Be in our own network namespace, then enter each other one that has a process."""
+    seen = [os.stat("/proc/self/ns/net").st_ino]
+    yield
     with _restored_namespace() as libc:
         for process in filter(str.isdigit, os.listdir("/proc")):
             try:

@@ -152,6 +152,7 @@ class Probes:
 
     def _load(self, options: Namespace, btf: Optional[Btf]) -> tuple[Any, Kind]:
         wanted = wanted_kinds(options, btf)
+        reason = "the cheapest that works here" if options.probe == "auto" else "as asked"
         complaint = ""
         for kind in wanted:
             with tempfile.TemporaryFile("w+", errors="replace") as log:
@@ -165,7 +166,7 @@ class Probes:
                     if options.verbose:
                         sys.stderr.write(self.notes[-1] + "\n")
                 else:
-                    self.notes.append(f"probes: {kind.probe}, the cheapest that works here")
+                    self.notes.append(f"probes: {kind.probe}, " + reason)
                     return bpf, kind
         if not btf and (not wanted or "kernel headers" in complaint):
             raise KernelError(

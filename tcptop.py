@@ -229,12 +229,12 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     except kernel.KernelError as error:
         complain(str(error))
         return 1
-    except BrokenPipeError:
-        # The reader has seen enough. Nothing may be flushed into the pipe at exit, either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        complain(f"cannot write the output: {error.strerror}")
-        return 1
+        # Nothing may be flushed at exit into what takes no more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # else the reader has seen enough
+            complain(f"cannot write the output: {error.strerror}")
+            return 1
     return 0
 
 

@@ -113,22 +113,19 @@ BPF_F_TABLE("hash", u64, struct position, positions, MAX_SOCKETS, ROW_FLAGS);
  * The maps of the two map filters are made by others. A map of maps takes them by file
  * descriptor as long as they are of the same kind as the example it was made with.
  */
-#define PINNED_MAP(name, value_type, flags)                                                        \
-	BPF_F_TABLE("hash", u64, value_type, name##_example, 1, flags);                            \
-	BPF_ARRAY_OF_MAPS(name, #name "_example", 1);                                              \
-	static __always_inline bool in_##name(u64 key)                                             \
-	{                                                                                          \
-		int first = 0;                                                                     \
-		void *map = name.lookup(&first);                                                   \
-                                                                                                   \
-		return map && bpf_map_lookup_elem(map, &key);                                      \
-	}
 #ifdef CGROUPMAP_FLAGS
-PINNED_MAP(cgroupmap, u64, CGROUPMAP_FLAGS)
+BPF_F_TABLE("hash", u64, u64, cgroupmap_example, 1, CGROUPMAP_FLAGS);
+BPF_ARRAY_OF_MAPS(cgroupmap, "cgroupmap_example", 1);
 #endif
 #ifdef MNTNSMAP_FLAGS
-PINNED_MAP(mntnsmap, u32, MNTNSMAP_FLAGS)
+BPF_F_TABLE("hash", u64, u32, mntnsmap_example, 1, MNTNSMAP_FLAGS);
+BPF_ARRAY_OF_MAPS(mntnsmap, "mntnsmap_example", 1);
 #endif
+
+static __always_inline bool has(void *map, u64 key)
+{
+	return map && bpf_map_lookup_elem(map, &key);
+}
 
 /* Whether the task that runs is one of those asked for. */
 static __always_inline bool task_matches(u32 pid)
@@ -140,15 +137,18 @@ static __always_inline bool task_matches(u32 pid)
 		return false;
 #endif
 #ifdef CGROUPMAP_FLAGS
-	if (!in_cgroupmap(bpf_get_current_cgroup_id()))
+	int cgroups = 0;
+
+	if (!has(cgroupmap.lookup(&cgroups), bpf_get_current_cgroup_id()))
 		return false;
 #endif
 #ifdef MNTNSMAP_FLAGS
+	int namespaces = 0;
 	void *task = (void *)bpf_get_current_task();
 	void *proxy = FETCH(void *, task, OFFSET_nsproxy);
 	void *namespace = FETCH(void *, proxy, OFFSET_mnt_ns);
 
-	if (!in_mntnsmap(FETCH(u32, namespace, OFFSET_ns + OFFSET_inum)))
+	if (!has(mntnsmap.lookup(&namespaces), FETCH(u32, namespace, OFFSET_ns + OFFSET_inum)))
 		return false;
 #endif
 	return true;

@@ -195,7 +195,8 @@ def build(release: str) -> Path:
         if not root.exists():  # nobody built it while we waited
             say(f"building {root}, which takes some minutes")
             unfinished = guests / f"{root.name}.tmp"
-            remove(unfinished)
+            for leftover in guests.glob("*.tmp"):
+                remove(leftover)
             must(*recipe, *fetch_options(), release, unfinished, mirror())
             for old in guests.glob(f"{release}-{'?' * HASH_LENGTH}"):
                 # A guest that runs holds a lock on its root.
@@ -229,7 +230,7 @@ def run(options: argparse.Namespace, command: str) -> int:
         vm += ["--force-9p", "--memory", options.memory]
         vm += ["--cpus", "1" if options.icount else str(options.cpus)]
         vm += [] if options.kvm else ["--disable-kvm"]
-        for directory in ("etc", "home", "lib", "opt", "root", "srv", "tmp", "usr", "var"):
+        for directory in ("etc", "root", "tmp", "usr", "var"):
             vm += ["--overlay-rwdir", f"/{directory}"]
         vm += ["--rodir", f"/src={CHECKOUT}", "--rwdir", f"/run/vm={shared}"]
         if options.rw:

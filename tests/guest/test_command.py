@@ -20,7 +20,10 @@ BANNER = "Tracing... Output every 1 secs. Hit Ctrl-C to end\n"
 
 @contextlib.contextmanager
 def traffic():
-    """Two sessions of this process, one IPv4 and one IPv6, that go on until the end."""
+    """Two sessions of this process, one IPv4 and one IPv6, that go on until the end.
+
+    Yields the local and the remote port of each one's client.
+    """
     over = threading.Event()
     pairs = [pair("127.0.0.1"), pair("::1")]
 
@@ -32,7 +35,7 @@ def traffic():
     thread = threading.Thread(target=work)
     thread.start()
     try:
-        yield pairs
+        yield [(client.getsockname()[1], server.getsockname()[1]) for client, server in pairs]
     finally:
         over.set()
         thread.join()
@@ -50,13 +53,12 @@ def running(*arguments):
 
 
 def test_rolling_tables():
-    with traffic() as ((client, server), (client6, _)):
+    with traffic() as ((port, peer), (port6, _)):
         result = tcptop("-C", "1", "3")
     assert (result.returncode, result.stderr) == (0, "")
     head, *outputs = re.split(r"\n(?=\d\d:\d\d:\d\d loadavg: )", result.stdout)
     assert head == BANNER
     assert len(outputs) == 3
-    port, peer = client.getsockname()[1], server.getsockname()[1]
     for output in outputs:
         lines = output.splitlines()
         assert re.fullmatch(
@@ -76,7 +78,7 @@ def test_rolling_tables():
             "PID     COMM         LADDR6                           RADDR6                          "
             "  RX_KB  TX_KB"
         )
-        assert any(f" ::1:{client6.getsockname()[1]} " in line for line in lines[blank + 2 :])
+        assert any(f" ::1:{port6} " in line for line in lines[blank + 2 :])
     assert "\033" not in result.stdout  # not with -C, and never into a pipe
 
 
@@ -89,7 +91,7 @@ def test_a_pipe_gets_no_control_codes_and_no_summary_if_unwanted():
 @pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
 def test_a_signal_prints_the_last_interval(number):
     process = running("-C", "1000")
-    with traffic() as ((client, _), _):
+    with traffic() as ((port, _), _):
         time.sleep(1)
         began = time.monotonic()
         process.send_signal(number)
@@ -97,7 +99,7 @@ def test_a_signal_prints_the_last_interval(number):
     assert (process.returncode, errors) == (0, "")
     assert time.monotonic() - began < 100
     assert output.count("loadavg: ") == 1
-    assert f"127.0.0.1:{client.getsockname()[1]}" in output
+    assert f"127.0.0.1:{port}" in output
 
 
 def test_output_comes_line_by_line_and_a_reader_may_leave():
@@ -117,12 +119,12 @@ def test_a_full_disk_is_one_line():
 
 
 def test_csv():
-    with traffic() as ((client, server), _):
+    with traffic() as ((port, peer), _):
         result = tcptop("--csv", "-4", "1", "2")
     assert (result.returncode, result.stderr) == (0, "")
     records = list(csv.DictReader(result.stdout.splitlines()))
     ports = {(record["LPORT"], record["RPORT"]) for record in records}
-    assert (str(client.getsockname()[1]), str(server.getsockname()[1])) in ports
+    assert (str(port), str(peer)) in ports
     assert {record["FAMILY"] for record in records} == {"4"}
 
 

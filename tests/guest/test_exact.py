@@ -415,9 +415,9 @@ def test_senders_asleep_all_at_once(exact, ledger):
     """512 blocking sends that none of the receivers has made room for yet."""
     pairs = [pair() for _ in range(512)]
     for client, server in pairs:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4608)
-    size = 20011
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)
+    size = 200003
     with exact(ledger):
         threads = [threading.Thread(target=c.sendall, args=(b"x" * size,)) for c, _ in pairs]
         for thread in threads:

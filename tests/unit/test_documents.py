@@ -49,7 +49,8 @@ def test_options_table_has_the_words_of_the_help():
     expected = {}
     for action in ACTIONS:
         strings = action.option_strings or [action.dest]
-        value = action.metavar or (action.choices and "{%s}" % ",".join(action.choices))
+        choices = ",".join(action.choices or ())
+        value = action.metavar or (choices and f"{{{choices}}}")
         if value:
             strings = [*strings[:-1], f"{strings[-1]} {value}"]
         expected[", ".join(f"`{string}`" for string in strings)] = action.help
