@@ -28,6 +28,7 @@ REQUIREMENTS = CHECKOUT / "tests/requirements.txt"
 PYTHON = "/usr/bin/python3"
 MIRROR = "http://deb.debian.org/debian"
 TIMED_OUT, GUEST_DIED = 124, 125  # exit status; 124 is what timeout(1) gives
+KILL_DELAY = 5  # seconds
 CONSOLE_TAIL = 60  # lines
 HASH_LENGTH = 12
 
@@ -111,9 +112,11 @@ def call(command: Sequence[Union[str, Path]], limit: Optional[float] = None, **o
     try:
         return process.wait(limit)
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        # The first signal lets it tidy up, the second one is for what is left.
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, number)
+                process.wait(KILL_DELAY)
 
 
 def must(*command: Union[str, Path]) -> None:

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 # The installed command may be tested in the place of the tree's.
 COMMAND = os.environ.get("TCPTOP", f"{sys.executable} {ROOT / 'tcptop.py'}").split()
 # Seconds in which anything that is to happen must have happened, under emulation.
-PATIENCE = 60
+PATIENCE = 180
 
 KINDS = ("fentry", "kprobe")
 
