@@ -3,6 +3,7 @@
 
 import contextlib
 import csv
+import json
 import os
 import re
 import signal
@@ -197,6 +198,43 @@ def test_bcc_missing(tmp_path):
     result = tcptop("1", "1", env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert result.returncode == 1
     assert re.fullmatch(r"tcptop: bcc is not installed .*\n", result.stderr)
+
+
+def hiding(*directories):
+    """A command prefix that runs tcptop where directories are empty."""
+    mounts = "".join(f"mount -t tmpfs none {directory} && " for directory in directories)
+    return ["unshare", "--mount", "sh", "-c", f'{mounts}exec "$@"', "sh", *COMMAND]
+
+
+def test_without_btf_and_headers():
+    command = hiding("/sys/kernel/btf", "/usr/src")
+    result = subprocess.run([*command, "1", "1"], check=False, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert re.fullmatch(r"tcptop: this kernel has neither BTF nor headers .*\n", result.stderr)
+
+
+def test_without_btf_headers_serve():
+    """Sessions that begin while it runs are exact then, too."""
+    process = subprocess.Popen(
+        [*hiding("/sys/kernel/btf"), "--json", "-v", "1000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    lines = iter(process.stderr.readline, "")
+    assert any(line.startswith("tcptop: probes: kprobe") for line in lines)
+    ledger = Ledger()
+    client, server = pair()
+    move(ledger, client, server, 10007)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=PATIENCE)
+    records = [json.loads(line) for line in output.splitlines()]
+    rows = {
+        (record["pid"], record["lport"], record["rport"]): [record["rx_bytes"], record["tx_bytes"]]
+        for record in records[:-1]
+    }
+    assert {key: rows.get(key) for key in ledger} == ledger.moved()
+    close(client, server)
 
 
 def test_nothing_is_read_from_the_working_directory(tmp_path):
