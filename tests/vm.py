@@ -33,7 +33,7 @@ CONSOLE_TAIL = 60  # lines
 HASH_LENGTH = 12
 
 HOST_PACKAGES = [
-    "busybox-static", "ca-certificates", "kmod", "mmdebstrap", "python3-venv", "qemu-system-x86",
+    "binutils", "busybox-static", "ca-certificates", "kmod", "mmdebstrap", "python3-venv", "qemu-system-x86",
 ]  # fmt: skip
 DEMO_PACKAGES = ["curl", "iperf3", "python3-bpfcc"]
 GUEST_PACKAGES = [
@@ -68,11 +68,11 @@ HIDE_HEADERS = "mount -t tmpfs none /usr/src\n"
 
 # Something to look at while "$@" runs.
 DEMO = """\
-python3 -m http.server --bind 127.0.0.1 --directory /usr/bin 38080 >/dev/null 2>&1 &
-iperf3 --server --bind 127.0.0.1 --port 38081 >/dev/null 2>&1 &
-while :; do curl -s -o /dev/null http://127.0.0.1:38080/python3; sleep 0.1; done &
-while :; do iperf3 -c 127.0.0.1 -p 38081 -b 50M >/dev/null 2>&1; sleep 0.1; done &
-trap 'kill $(jobs -p)' EXIT
+python3 -m http.server --bind 127.0.0.1 --directory /usr/bin 38080 >/dev/null 2>&1 & pids=$!
+iperf3 --server --bind 127.0.0.1 --port 38081 >/dev/null 2>&1 & pids="$pids $!"
+while :; do curl -s -o /dev/null http://127.0.0.1:38080/python3; sleep 0.1; done & pids="$pids $!"
+while :; do iperf3 -c 127.0.0.1 -p 38081 -b 50M >/dev/null 2>&1; sleep 0.1; done & pids="$pids $!"
+trap 'kill $pids' EXIT
 "$@"
 """
 
@@ -263,7 +263,7 @@ def run(options: argparse.Namespace, command: str) -> int:
 
 def demo(arguments: list[str]) -> int:
     """Show tcptop with some traffic, on this machine if its kernel can be traced."""
-    show = ["sh", "-c", DEMO, "demo", "./tcptop.py", *arguments]
+    show = ["sh", "-c", DEMO, "demo", PYTHON, "tcptop.py", *arguments]
     if " register_kprobe\n" in Path("/proc/kallsyms").read_text(encoding="ascii"):
         install(DEMO_PACKAGES)
         status = subprocess.call(show, cwd=CHECKOUT)
