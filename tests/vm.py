@@ -33,7 +33,8 @@ CONSOLE_TAIL = 60  # lines
 HASH_LENGTH = 12
 
 HOST_PACKAGES = [
-    "binutils", "busybox-static", "ca-certificates", "kmod", "mmdebstrap", "python3-venv", "qemu-system-x86",
+    "binutils", "busybox-static", "ca-certificates", "kmod", "mmdebstrap", "python3-venv",
+    "qemu-system-x86",
 ]  # fmt: skip
 DEMO_PACKAGES = ["curl", "iperf3", "python3-bpfcc"]
 GUEST_PACKAGES = [
@@ -68,10 +69,12 @@ HIDE_HEADERS = "mount -t tmpfs none /usr/src\n"
 
 # Something to look at while "$@" runs.
 DEMO = """\
-python3 -m http.server --bind 127.0.0.1 --directory /usr/bin 38080 >/dev/null 2>&1 & pids=$!
-iperf3 --server --bind 127.0.0.1 --port 38081 >/dev/null 2>&1 & pids="$pids $!"
-while :; do curl -s -o /dev/null http://127.0.0.1:38080/python3; sleep 0.1; done & pids="$pids $!"
-while :; do iperf3 -c 127.0.0.1 -p 38081 -b 50M >/dev/null 2>&1; sleep 0.1; done & pids="$pids $!"
+exec 3>&1 4>&2 >/dev/null 2>&1
+python3 -m http.server --bind 127.0.0.1 --directory /usr/bin 38080 & pids=$!
+iperf3 --server --bind 127.0.0.1 --port 38081 & pids="$pids $!"
+while :; do curl -s http://127.0.0.1:38080/python3; sleep 0.1; done & pids="$pids $!"
+while :; do iperf3 -c 127.0.0.1 -p 38081 -b 50M; sleep 0.1; done & pids="$pids $!"
+exec >&3 2>&4 3>&- 4>&-
 trap 'kill $pids' EXIT
 "$@"
 """
