@@ -28,6 +28,7 @@ FIELDS = {
     ),
     "sock": ("sk_protocol",),
     "inet_sock": ("inet_sport",),
+    "inet_connection_sock": ("icsk_ulp_ops",),
     "tcp_sock": (
         "copied_seq",
         "write_seq",
@@ -39,7 +40,7 @@ FIELDS = {
         "urg_data",
         "urg_seq",
     ),
-    "task_struct": ("group_leader", "comm", "nsproxy"),
+    "task_struct": ("flags", "group_leader", "comm", "nsproxy"),
     "nsproxy": ("mnt_ns",),
     "mnt_namespace": ("ns",),
     "ns_common": ("inum",),

@@ -7,23 +7,27 @@ import os
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Optional
 
 import kernel
 from kernel import Btf, KernelError, PinnedMap
-from session import Session, decode, layout
+from session import Session, layout
 
 BPF_DIRECTORY = os.path.join(os.path.dirname(os.path.realpath(__file__)), "bpf")
 
 BPF_F_NO_PREALLOC = 1
 # Index of `counters` in bpf/tcptop.c.
-ROWS_MADE, EVENTS_MISSED, TRACING = range(3)
+ROWS_MADE, EVENTS_MISSED, TRACING, INTERVAL = range(4)
 # Sockets remembered for each session that an interval can hold: most are idle.
 SOCKETS_PER_SESSION = 4
-# Rows fetched by one system call.
+# Entries fetched from a map by one system call.
 BATCH = 4096
+# Fields of struct session_key, struct position and struct share in bpf/tcptop.c.
+USE = ("socket", "born", "pid")
+POSITION = ("write_seq", "copied_seq", "first_seq", "born", "shares", "urgent", "urgent_taken")
+SHARE = ("rx_bytes", "tx_bytes", "interval", "pid")
 
 
 class Kind(NamedTuple):
@@ -48,11 +52,13 @@ def macros(options: Namespace, kind: Kind, offsets: dict[str, Any], flags: int) 
         "MAX_SESSIONS": options.max_sessions,
         "MAX_SOCKETS": options.max_sessions * SOCKETS_PER_SESSION,
         "ROW_FLAGS": flags,
-        "FAMILY_MATCHES(family)": any_of(options.families, "family"),
-        "LPORT_MATCHES(port)": any_of(options.lports, "port"),
-        "RPORT_MATCHES(port)": any_of(options.rports, "port"),
         "PID_MATCHES(pid)": any_of(options.pids, "pid"),
     }
+    if len(options.families) == 1 or options.lports or options.rports:
+        defined["SESSION_FILTER"] = 1
+        defined["FAMILY_MATCHES(family)"] = any_of(options.families, "family")
+        defined["LPORT_MATCHES(port)"] = any_of(options.lports, "port")
+        defined["RPORT_MATCHES(port)"] = any_of(options.rports, "port")
     if kind.probe == "fentry":
         defined["PROBE_FENTRY"] = 1
     if kind.storage:
@@ -123,6 +129,7 @@ def _undisturbed() -> Iterator[None]:
 @contextmanager
 def _quiet(log: Any) -> Iterator[None]:
     """Send what libbcc and libbpf write to our standard files into `log` meanwhile."""
+    flush = ctypes.CDLL(None).fflush
     sys.stdout.flush()
     kept = [(fd, os.dup(fd)) for fd in (1, 2)]
     try:
@@ -130,6 +137,7 @@ def _quiet(log: Any) -> Iterator[None]:
             os.dup2(log.fileno(), fd)
         yield
     finally:
+        flush(None)  # they use the C library's buffers
         for fd, copy in kept:
             os.dup2(copy, fd)
             os.close(copy)
@@ -157,16 +165,20 @@ class Probes:
         self.notes: list[str] = [f"{kernel.online()}, bcc {bcc.__version__}"]
         self._bpf, self.kind = self._load(options, btf)
         self._counters = self._bpf["counters"]
-        self._rows = [self._bpf["rows_a"], self._bpf["rows_b"]]
-        self._layout = layout(self._rows[0].Leaf)
-        self._made = self._missed = 0
+        self._rows = (self._bpf["rows_even"], self._bpf["rows_odd"])
+        self._made = self._missed = self._interval = 0
         for option in ("cgroupmap", "mntnsmap"):
             pinned: Optional[PinnedMap] = getattr(options, option)
             if pinned:
                 self._bpf[option][ctypes.c_int(0)] = ctypes.c_int(pinned.fd)
+        for parity, rows in enumerate(self._rows):
+            self._bpf["rows"][ctypes.c_int(parity)] = ctypes.c_int(rows.map_fd)
         self._turn()
         if btf:
             self._note_open_sockets()
+        if self.kind.storage:
+            positions = ctypes.c_int(bcc.lib.bpf_table_fd(self._bpf.module, b"positions"))
+            self._settling = self._iterator(b"bpf_iter__bpf_sk_storage_map", positions)
         self._counters[ctypes.c_int(TRACING)] = ctypes.c_ulonglong(1)
 
     def _load(self, options: Namespace, btf: Optional[Btf]) -> tuple[Any, Kind]:
@@ -202,27 +214,37 @@ class Probes:
             " --probe auto tries all kinds, -v shows what the kernel says"
         )
 
+    def _iterator(self, program: bytes, target: Optional[ctypes.c_int] = None) -> int:
+        """A link to an iterator program, for a map by its file descriptor or for no map."""
+        function = self._bpf.load_func(program, self._bcc.BPF.TRACING)
+        size = ctypes.sizeof(target) if target else 0
+        reference = ctypes.byref(target) if target else None
+        return int(self._bcc.lib.bcc_iter_attach(function.fd, reference, size))
+
+    def _iterate(self, link: int) -> None:
+        """Run an iterator program over all that there is."""
+        iteration = self._bcc.lib.bcc_iter_create(link)
+        # The programs write nothing, so this reads nothing; a great many objects take
+        # several calls (MAX_ITER_OBJECTS, kernel/bpf/bpf_iter.c).
+        with open(iteration, "rb", buffering=0) as nothing:
+            while nothing.read(1) is None:
+                pass
+
     def _note_open_sockets(self) -> None:
         """Have the positions of all TCP sockets that are open already recorded."""
-        iterator = self._bpf.load_func(b"bpf_iter__tcp", self._bcc.BPF.TRACING)
-        link = self._bcc.lib.bcc_iter_attach(iterator.fd, None, 0)
+        link = self._iterator(b"bpf_iter__tcp")
         for _ in kernel.network_namespaces():
-            sockets = self._bcc.lib.bcc_iter_create(link)
-            while os.read(sockets, 1):
-                pass
-            os.close(sockets)
+            self._iterate(link)
         os.close(link)
 
-    def _turn(self) -> Any:
-        """Let the programs write to the other map of rows, and return the one they wrote to.
-
-        The kernel returns from an update of a map of maps only after all programs that
-        may have looked up its old value have ended (maybe_wait_bpf_programs(),
-        kernel/bpf/syscall.c), so nothing is added to the returned map any more.
-        """
-        self._rows.reverse()
-        self._bpf["running"][ctypes.c_int(0)] = ctypes.c_int(self._rows[0].map_fd)
-        return self._rows[1]
+    def _turn(self) -> None:
+        """Begin the next interval: at the return no program counts for the last one any more."""
+        last, self._interval = self._interval, self._interval + 1
+        self._counters[ctypes.c_int(INTERVAL)] = ctypes.c_ulonglong(self._interval)
+        # The kernel returns from an update of a map of maps only after all programs that
+        # ran before it have ended (maybe_wait_bpf_programs(), kernel/bpf/syscall.c).
+        rows = self._rows[last % 2]
+        self._bpf["rows"][ctypes.c_int(last % 2)] = ctypes.c_int(rows.map_fd)
 
     def _count(self, counter: int) -> int:
         return int(self._counters[ctypes.c_int(counter)].value)
@@ -235,21 +257,50 @@ class Probes:
             if made == self._made:
                 return [], new_missed
             self._made = made
-            return self._empty(self._turn()), new_missed
+            self._turn()
+            return self._sessions(self._interval - 1), new_missed
 
-    def _empty(self, rows: Any) -> list[Session]:
-        """Take all rows out of a map that nobody writes to."""
-        keys = (rows.Key * BATCH)()
-        values = (rows.Leaf * BATCH)()
-        position = ctypes.create_string_buffer(ctypes.sizeof(rows.Key))
-        start, sessions = None, []
-        while True:
+    def _sessions(self, interval: int) -> list[Session]:
+        """Take all rows of an interval that is over, and with them what the shares hold."""
+        shares = {}
+        if self.kind.storage:
+            self._iterate(self._settling)
+        else:
+            shares = self._shares(interval)
+        sessions, rows = [], self._rows[interval % 2]
+        take = self._lib.bpf_map_lookup_and_delete_batch
+        for use, record in self._entries(take, rows, USE, Session._fields):
+            # Received and sent bytes are the first two fields.
+            sessions.append(Session._make(shares.get(use, record[:2]) + record[2:]))
+        return sessions
+
+    def _shares(self, interval: int) -> dict[tuple, tuple]:
+        """Received and sent bytes in all sockets' shares of an interval, by USE."""
+        shares, positions = {}, self._bpf["positions"]
+        born = POSITION.index("born")
+        begin = POSITION.index("shares") + interval % 2 * len(SHARE)
+        end = begin + len(SHARE)
+        look = self._lib.bpf_map_lookup_batch
+        for (socket,), position in self._entries(look, positions, (), POSITION):
+            received, sent, number, pid = position[begin:end]
+            if number == interval:
+                shares[socket, position[born], pid] = received, sent
+        return shares
+
+    def _entries(
+        self, fetch: Any, table: Any, key_fields: Sequence[str], fields: Sequence[str]
+    ) -> Iterator[tuple[tuple, tuple]]:
+        """Keys and values of all entries of a hash map; `fetch` is a batch call of libbpf."""
+        key, value = layout(table.Key, key_fields), layout(table.Leaf, fields)
+        keys = ctypes.create_string_buffer(BATCH * key.size)
+        values = ctypes.create_string_buffer(BATCH * value.size)
+        place = ctypes.create_string_buffer(max(key.size, ctypes.sizeof(ctypes.c_uint64)))
+        start, failed = None, 0
+        while not failed:
             count = ctypes.c_uint32(BATCH)
-            failed = self._lib.bpf_map_lookup_and_delete_batch(
-                rows.map_fd, start, position, keys, values, ctypes.byref(count), None
+            failed = fetch(table.map_fd, start, place, keys, values, ctypes.byref(count), None)
+            start = place  # ENOENT, at the end, comes with the last entries
+            yield from zip(
+                key.iter_unpack(memoryview(keys)[: count.value * key.size]),
+                value.iter_unpack(memoryview(values)[: count.value * value.size]),
             )
-            taken = memoryview(values).cast("B")[: count.value * self._layout.size]
-            sessions += decode(self._layout, taken)
-            if failed:  # ENOENT: that was the last
-                return sessions
-            start = position

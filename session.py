@@ -4,10 +4,10 @@
 import ctypes
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from heapq import nsmallest
-from typing import Any, Callable, NamedTuple, Union
+from typing import Any, Callable, NamedTuple
 
 AF_INET, AF_INET6 = int(socket.AF_INET), int(socket.AF_INET6)
 
@@ -39,31 +39,35 @@ SORT_ORDERS: dict[str, Callable[[Session], int]] = {
 }
 
 
-def layout(record: Any) -> struct.Struct:
-    """The struct format of a ctypes structure whose fields are named as Session's are.
-
-    The C structure stays the only declaration: bcc derives the ctypes type from it.
-    Raises TypeError if the fields are not those of Session in their order.
-    """
-    fields = record._fields_
-    names = tuple(name for name, *_ in fields if not name.startswith("__pad"))
-    if names != Session._fields:
-        raise TypeError(f"struct session has {names}, not {Session._fields}")
-    text, end = "@", 0  # native sizes: the type code of c_uint64 is that of unsigned long
-    for name, kind, *_ in fields:
-        offset, size = getattr(record, name).offset, ctypes.sizeof(kind)
+def _format(kind: Any) -> str:
+    """The struct format of a ctypes type, without its byte order."""
+    if issubclass(kind, ctypes.Array):
+        if issubclass(kind._type_, ctypes.Structure):
+            return _format(kind._type_) * kind._length_
+        return f"{ctypes.sizeof(kind)}s"
+    if not issubclass(kind, ctypes.Structure):
+        return str(kind._type_)
+    text, end = "", 0
+    for name, member, *_ in kind._fields_:
+        offset, size = getattr(kind, name).offset, ctypes.sizeof(member)
         text += f"{offset - end}x"
+        text += f"{size}x" if name.startswith("__pad") else _format(member)
         end = offset + size
-        if name.startswith("__pad"):
-            text += f"{size}x"
-        else:
-            text += f"{size}s" if issubclass(kind, ctypes.Array) else kind._type_
-    return struct.Struct(text + f"{ctypes.sizeof(record) - end}x")
+    return text + f"{ctypes.sizeof(kind) - end}x"
 
 
-def decode(form: struct.Struct, block: Union[bytes, memoryview]) -> list[Session]:
-    """The sessions in a block of whole records laid out as `form` says."""
-    return list(map(Session._make, form.iter_unpack(block)))
+def layout(kind: Any, fields: Sequence[str] = ()) -> struct.Struct:
+    """How to decode a ctypes type, which should have these fields in this order.
+
+    The C structure stays the only declaration: bcc derives the ctypes type from it, and
+    names the holes __pad. A member that is an array of structures yields all of their
+    members. Raises TypeError if the fields are others.
+    """
+    members = getattr(kind, "_fields_", ())
+    names = tuple(name for name, *_ in members if not name.startswith("__pad"))
+    if names != tuple(fields):
+        raise TypeError(f"the structure has {names}, not {fields}")
+    return struct.Struct("@" + _format(kind))  # the type codes are those of native sizes
 
 
 def ranked(sessions: Iterable[Session], order: str, limit: int) -> list[Session]:

@@ -16,8 +16,9 @@
  *   PROBE_FENTRY           fentry programs; otherwise kprobes
  *   SOCKET_STORAGE         positions live in the socket itself; otherwise in a hash
  *   MAX_SESSIONS, MAX_SOCKETS, ROW_FLAGS     sizes and flags of the maps
- *   FAMILY_MATCHES(family), LPORT_MATCHES(port), RPORT_MATCHES(port), PID_MATCHES(pid)
- *                          the filters, as conditions
+ *   PID_MATCHES(pid)       the filter for processes, as a condition
+ *   SESSION_FILTER         only some sessions are wanted, by these conditions:
+ *   FAMILY_MATCHES(family), LPORT_MATCHES(port), RPORT_MATCHES(port)
  *   CGROUP_ID, CGROUP_LEVEL          a cgroup v2 and its depth, if only that is wanted
  *   CGROUPMAP_FLAGS, MNTNSMAP_FLAGS  how the maps of those filters were made, if given
  *   OFFSET_field           where a kernel structure keeps a field, in bytes
@@ -40,6 +41,8 @@
 #define TCPF_FIN_QUEUED (1 << 4 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 11)
 /* include/net/tcp.h: recv(MSG_OOB) has taken the urgent byte. */
 #define TCP_URG_READ 0x0400
+/* include/linux/sched.h, unchanged since 2.6.27 */
+#define PF_KTHREAD 0x00200000
 
 struct sock;
 
@@ -63,29 +66,43 @@ struct session_key {
 	u32 pid;
 };
 
-/* Where TCP's counters stood when this socket was last looked at. */
+/* What the first process to use a socket in an interval has moved in it. */
+struct share {
+	u64 rx_bytes;
+	u64 tx_bytes;
+	u32 interval;
+	u32 pid;
+};
+
+/* What is kept of a socket while it lives. */
 struct position {
+	/* Where TCP's counters stood at the last look. */
 	u32 write_seq;
 	u32 copied_seq;
 	u32 first_seq; /* sequence number of the first byte ever sent */
 	u32 born; /* low half of the ns clock when first seen */
-	u32 ports; /* of the session, as in the socket; 0: forgotten */
+	struct share shares[2]; /* of the latest even and odd interval it was used in */
 	u8 urgent; /* urgent data has come since the urgent mark was last passed */
 	u8 urgent_taken; /* and its byte was read with MSG_OOB */
 };
 
-/* How much one map holds, and what did not fit; index of `counters`. */
-enum { ROWS_MADE, EVENTS_MISSED, TRACING, COUNTERS };
+/* Index of `counters`; user space sets the last two, and numbers intervals from 1. */
+enum { ROWS_MADE, EVENTS_MISSED, TRACING, INTERVAL, COUNTERS };
 BPF_ARRAY(counters, u64, COUNTERS);
 
 /*
- * The rows of the running interval are behind `running`; user space puts the
- * other map there, which waits until every program that may still write to
- * the first has ended, and then empties the first at leisure.
+ * The rows of even and of odd intervals. A row is made when a process first uses a session
+ * in an interval. What that process moves is then summed up in the socket's share, which
+ * takes no second lookup, and gets into the row in the end: by settle(), or by user space.
+ * Only what other processes do with the same socket goes to their rows directly.
+ *
+ * Nothing is lost between two intervals: user space sets the number of the next, waits
+ * until every program that may have seen the old number has ended, and only then reads
+ * the rows and shares of the old, in which nobody writes any more.
  */
-BPF_F_TABLE("hash", struct session_key, struct session, rows_a, MAX_SESSIONS, ROW_FLAGS);
-BPF_F_TABLE("hash", struct session_key, struct session, rows_b, MAX_SESSIONS, ROW_FLAGS);
-BPF_ARRAY_OF_MAPS(running, "rows_a", 1);
+BPF_F_TABLE("hash", struct session_key, struct session, rows_even, MAX_SESSIONS, ROW_FLAGS);
+BPF_F_TABLE("hash", struct session_key, struct session, rows_odd, MAX_SESSIONS, ROW_FLAGS);
+BPF_ARRAY_OF_MAPS(rows, "rows_even", 2);
 
 #ifdef SOCKET_STORAGE
 BPF_SK_STORAGE(positions, struct position);
@@ -100,13 +117,18 @@ BPF_F_TABLE("hash", u64, struct position, positions, MAX_SOCKETS, ROW_FLAGS);
 		_value;                                                                            \
 	})
 
-/* TCP(sk): a pointer whose fields can be read, NULL if sk is no TCP socket. */
+/*
+ * TCP(sk): a pointer whose fields can be read, NULL if fentry knows that sk is no TCP
+ * socket. A kprobe asks IS_TCP, and only of sockets that it does not know yet.
+ */
 #ifdef PROBE_FENTRY
 #define FIELD(type, base, offset) (*(type *)((void *)(base) + (offset)))
 #define TCP(sk) ((void *)bpf_skc_to_tcp_sock(sk))
+#define IS_TCP(tp) true
 #else
 #define FIELD FETCH
-#define TCP(sk) (FETCH(u16, sk, OFFSET_sk_protocol) == IPPROTO_TCP ? (void *)(sk) : 0)
+#define TCP(sk) ((void *)(sk))
+#define IS_TCP(tp) (FETCH(u16, tp, OFFSET_sk_protocol) == IPPROTO_TCP)
 #endif
 
 /*
@@ -154,12 +176,18 @@ static __always_inline bool task_matches(u32 pid)
 	return true;
 }
 
-/* Whether a session is one of those asked for; ports as from ports_of(). */
-static __always_inline bool session_matches(u16 family, u32 ports)
+/* Whether a session is one of those asked for. */
+static __always_inline bool session_matches(void *tp)
 {
-	u16 lport = bpf_ntohs(ports), rport = bpf_ntohs(ports >> 16);
+#ifdef SESSION_FILTER
+	u16 family = FIELD(u16, tp, OFFSET_skc_family);
+	u16 lport = bpf_ntohs(FIELD(u16, tp, OFFSET_inet_sport));
+	u16 rport = bpf_ntohs(FIELD(u16, tp, OFFSET_skc_dport));
 
 	return (FAMILY_MATCHES(family)) && (LPORT_MATCHES(lport)) && (RPORT_MATCHES(rport));
+#else
+	return true;
+#endif
 }
 
 static __always_inline void add(u32 counter, u64 amount)
@@ -185,17 +213,23 @@ static __always_inline struct position *position_of(void *tp)
 static __always_inline struct position *remember(void *tp, struct position *position)
 {
 #ifdef SOCKET_STORAGE
-	struct position *remembered =
-	    positions.sk_storage_get(tp, position, BPF_SK_STORAGE_GET_F_CREATE);
-
-	if (remembered)
-		*remembered = *position; /* it may have one of a former session */
-	return remembered;
+	return positions.sk_storage_get(tp, position, BPF_SK_STORAGE_GET_F_CREATE);
 #else
 	u64 socket = (u64)tp;
 
 	positions.update(&socket, position);
 	return positions.lookup(&socket);
+#endif
+}
+
+static __always_inline void forget(void *tp)
+{
+#ifdef SOCKET_STORAGE
+	positions.sk_storage_delete(tp);
+#else
+	u64 socket = (u64)tp;
+
+	positions.delete(&socket);
 #endif
 }
 
@@ -212,40 +246,32 @@ static __always_inline u32 first_seq(void *tp, u32 fin)
 	return FIELD(u32, tp, OFFSET_snd_nxt) - sent - fin;
 }
 
-/* Both ports as they lie in the socket, 0 while it has no peer. */
-static __always_inline u32 ports_of(void *tp)
-{
-	u16 rport = FIELD(u16, tp, OFFSET_skc_dport);
-
-	return rport ? (u32)rport << 16 | FIELD(u16, tp, OFFSET_inet_sport) : 0;
-}
-
 /*
  * A socket met for the first time: everything it ever moved is still to be counted,
- * unless it is older than this program. NULL if it is not connected, not wanted, or
- * there is no room to remember it.
+ * unless it is older than this program. NULL if it is not connected, or there is no room
+ * to remember it.
  */
-static __always_inline struct position *meet(void *tp, bool closing)
+static __always_inline struct position *meet(void *tp)
 {
 	u8 state = FIELD(u8, tp, OFFSET_skc_state);
-	u32 ports = ports_of(tp);
 	u32 write_seq = FIELD(u32, tp, OFFSET_write_seq);
 	u32 fin = (1 << state & TCPF_FIN_QUEUED) && FIELD(u32, tp, OFFSET_snd_nxt) == write_seq;
 	struct position position = {
 	    .first_seq = first_seq(tp, fin),
 	    .born = bpf_ktime_get_ns(),
-	    .ports = ports,
 	};
 	struct position *remembered;
 	int index = TRACING;
 	u64 *tracing = counters.lookup(&index);
 
-	if (!ports || 1 << state & (TCPF_SYN_SENT | TCPF_LISTEN))
+	if (!IS_TCP(tp) || 1 << state & (TCPF_SYN_SENT | TCPF_LISTEN))
 		return 0;
-	if (!session_matches(FIELD(u16, tp, OFFSET_skc_family), ports))
+	if (!FIELD(u16, tp, OFFSET_skc_dport)) /* it has no peer */
 		return 0;
-	if (!closing && FIELD(u64, tp, OFFSET_skc_flags) & SOCK_DEAD)
+#ifndef SOCKET_STORAGE
+	if (FIELD(u64, tp, OFFSET_skc_flags) & SOCK_DEAD) /* counted to its end, and forgotten */
 		return 0;
+#endif
 	if (tracing && *tracing) {
 		position.write_seq = position.first_seq;
 		position.copied_seq =
@@ -260,18 +286,41 @@ static __always_inline struct position *meet(void *tp, bool closing)
 	return remembered;
 }
 
-static __always_inline struct session *make_row(void *rows, struct session_key *key, void *tp,
-						u32 ports)
+/* The number of the running interval. */
+static __always_inline u32 running(void)
+{
+	int index = INTERVAL;
+	u64 *number = counters.lookup(&index);
+
+	return number ? *number : 0;
+}
+
+static __always_inline void *rows_of(u32 interval)
+{
+	int parity = interval & 1;
+
+	return rows.lookup(&parity);
+}
+
+/* Make the row of the current process' use of a session, unless there is one; NULL for no room. */
+static __always_inline struct session *make_row(struct session_key *key, void *tp, u32 interval)
 {
 	struct session row = {
 	    .pid = key->pid,
 	    .family = FIELD(u16, tp, OFFSET_skc_family),
-	    .lport = bpf_ntohs(ports),
-	    .rport = bpf_ntohs(ports >> 16),
+	    .lport = bpf_ntohs(FIELD(u16, tp, OFFSET_inet_sport)),
+	    .rport = bpf_ntohs(FIELD(u16, tp, OFFSET_skc_dport)),
 	};
 	void *task = (void *)bpf_get_current_task();
 	void *leader = FETCH(void *, task, OFFSET_group_leader);
+	void *rows = rows_of(interval);
+	struct session *made;
 
+	if (!rows)
+		return 0;
+	made = bpf_map_lookup_elem(rows, key);
+	if (made)
+		return made;
 	if (row.family == AF_INET6) {
 		bpf_probe_read_kernel(row.laddr, 16, tp + OFFSET_skc_v6_rcv_saddr);
 		bpf_probe_read_kernel(row.raddr, 16, tp + OFFSET_skc_v6_daddr);
@@ -281,9 +330,45 @@ static __always_inline struct session *make_row(void *rows, struct session_key *
 	}
 	/* The process' name; a thread may have one of its own. */
 	bpf_probe_read_kernel(row.comm, sizeof(row.comm), leader + OFFSET_comm);
-	bpf_map_update_elem(rows, key, &row, BPF_NOEXIST);
-	add(ROWS_MADE, 1);
+	if (!bpf_map_update_elem(rows, key, &row, BPF_NOEXIST))
+		add(ROWS_MADE, 1);
 	return bpf_map_lookup_elem(rows, key);
+}
+
+/* Put what a socket's share of an interval holds into its row. */
+static __always_inline void settle(void *tp, struct position *position, u32 interval)
+{
+	/* One after the other: an iterator's value may not be read at a variable offset. */
+	for (int parity = 0; parity < 2; parity++) {
+		struct share *share = &position->shares[parity];
+		struct session_key key = {
+		    .socket = (u64)tp,
+		    .born = position->born,
+		    .pid = share->pid,
+		};
+		struct session *row;
+		void *rows;
+
+		if (share->interval != interval)
+			continue;
+		rows = rows_of(interval);
+		if (!rows)
+			continue;
+		row = bpf_map_lookup_elem(rows, &key);
+		if (row) { /* else user space has taken it, after it had read the share */
+			row->rx_bytes = share->rx_bytes;
+			row->tx_bytes = share->tx_bytes;
+		}
+	}
+}
+
+/* Settle what user space has not: it may still be at the last interval. */
+static __always_inline void settle_all(void *tp, struct position *position)
+{
+	u32 interval = running();
+
+	settle(tp, position, interval);
+	settle(tp, position, interval - 1);
 }
 
 /*
@@ -311,22 +396,63 @@ static __always_inline int urgent_bytes(void *tp, struct position *position, u32
 	return bytes;
 }
 
+/* Count bytes of the current task. */
+static __always_inline void count(void *tp, struct position *position, u32 rx, u32 tx)
+{
+	u32 interval = running();
+	struct share *share = &position->shares[interval & 1];
+	struct session_key key = {
+	    .socket = (u64)tp,
+	    .born = position->born,
+	    .pid = bpf_get_current_pid_tgid() >> 32,
+	};
+	struct session *row;
+
+	if (!task_matches(key.pid))
+		return;
+	/* Only the owner of the socket's lock comes here: no other CPU adds to share or row. */
+	if (share->interval == interval && share->pid == key.pid) {
+		share->rx_bytes += rx;
+		share->tx_bytes += tx;
+		return;
+	}
+	row = make_row(&key, tp, interval);
+	if (!row) {
+		add(EVENTS_MISSED, 1);
+	} else if (share->interval == interval) {
+		row->rx_bytes += rx;
+		row->tx_bytes += tx;
+	} else {
+		share->interval = interval;
+		share->pid = key.pid;
+		share->rx_bytes = rx;
+		share->tx_bytes = tx;
+	}
+}
+
+/*
+ * Whether a kernel thread works on a socket for its owner: kTLS and MPTCP have such, for
+ * what did not fit into the send buffer or came while nobody was reading.
+ */
+static __always_inline bool helper_at_work(void *tp)
+{
+	return FIELD(u64, tp, OFFSET_icsk_ulp_ops) &&
+	       FETCH(u32, bpf_get_current_task(), OFFSET_flags) & PF_KTHREAD;
+}
+
 /* Count what was moved on this socket since the last look; the caller's task owns its lock. */
 static __always_inline void look(struct sock *sk, bool closing)
 {
 	void *tp = TCP(sk);
 	struct position *position;
-	struct session *row;
 	u32 write_seq, copied_seq, tx, rx;
-	void *rows;
-	int first = 0;
 	u8 state;
 
-	if (!tp)
+	if (!tp || !session_matches(tp))
 		return;
 	position = position_of(tp);
-	if (!position || !position->ports)
-		position = meet(tp, closing);
+	if (!position)
+		position = meet(tp);
 	if (!position)
 		return;
 	write_seq = FIELD(u32, tp, OFFSET_write_seq);
@@ -337,6 +463,8 @@ static __always_inline void look(struct sock *sk, bool closing)
 		rx += urgent_bytes(tp, position, copied_seq);
 	if (!(tx | rx))
 		return;
+	if (!closing && helper_at_work(tp))
+		return; /* the next look, by the owner, counts it */
 	position->write_seq = write_seq;
 	position->copied_seq = copied_seq;
 
@@ -352,28 +480,7 @@ static __always_inline void look(struct sock *sk, bool closing)
 		if (!(tx | rx))
 			return;
 	}
-	struct session_key key = {
-	    .socket = (u64)tp,
-	    .born = position->born,
-	    .pid = bpf_get_current_pid_tgid() >> 32,
-	};
-
-	if (!task_matches(key.pid))
-		return;
-	rows = running.lookup(&first);
-	if (!rows)
-		return;
-	row = bpf_map_lookup_elem(rows, &key);
-	if (!row) {
-		row = make_row(rows, &key, tp, position->ports);
-		if (!row) {
-			add(EVENTS_MISSED, 1);
-			return;
-		}
-	}
-	/* Only the owner of the socket's lock comes here: no other CPU adds to this row. */
-	row->tx_bytes += tx;
-	row->rx_bytes += rx;
+	count(tp, position, rx, tx);
 }
 
 /* PROBE(function) { what to do at the entry of a kernel function whose first argument is sk } */
@@ -410,13 +517,19 @@ PROBE(release_sock)
  */
 PROBE(__release_sock)
 {
-	u64 socket = (u64)sk;
+	void *tp = TCP(sk);
+	struct position *position;
 
 	look(sk, true);
-#ifndef SOCKET_STORAGE
-	if (FETCH(u64, sk, OFFSET_skc_flags) & SOCK_DEAD)
-		positions.delete(&socket);
+	if (!tp || !(FIELD(u64, tp, OFFSET_skc_flags) & SOCK_DEAD))
+		return 0;
+	position = position_of(tp);
+	if (position) {
+		settle_all(tp, position);
+#ifndef SOCKET_STORAGE /* which goes with the socket */
+		forget(tp);
 #endif
+	}
 	return 0;
 }
 
@@ -428,8 +541,10 @@ PROBE(tcp_disconnect)
 
 	look(sk, false);
 	position = tp ? position_of(tp) : 0;
-	if (position)
-		position->ports = 0;
+	if (position) {
+		settle_all(tp, position);
+		forget(tp);
+	}
 	return 0;
 }
 
@@ -444,19 +559,36 @@ PROBE(sk_send_sigurg)
 	return 0;
 }
 
-/* Every TCP socket of a network namespace, once at the start: only what comes is counted. */
 #ifdef HAVE_BTF
-struct bpf_iter_context {
+struct tcp_iteration {
 	void *meta;
 	struct sock *sk;
 };
 
-int bpf_iter__tcp(struct bpf_iter_context *ctx)
+/* Every TCP socket of a network namespace, once at the start: only what comes is counted. */
+int bpf_iter__tcp(struct tcp_iteration *at)
 {
-	void *tp = ctx->sk ? (void *)bpf_skc_to_tcp_sock(ctx->sk) : 0;
+	void *tp = at->sk ? (void *)bpf_skc_to_tcp_sock(at->sk) : 0;
 
-	if (tp && !position_of(tp))
-		meet(tp, false);
+	if (tp && session_matches(tp) && !position_of(tp))
+		meet(tp);
+	return 0;
+}
+#endif
+
+#ifdef SOCKET_STORAGE
+struct storage_iteration {
+	void *meta;
+	void *map;
+	struct sock *sk;
+	struct position *position;
+};
+
+/* Every position, after each interval that saw any bytes. */
+int bpf_iter__bpf_sk_storage_map(struct storage_iteration *at)
+{
+	if (at->sk && at->position)
+		settle(at->sk, at->position, running() - 1);
 	return 0;
 }
 #endif

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from session import AF_INET, AF_INET6, SORT_ORDERS, Session, address, decode, layout, name, ranked
+from session import AF_INET, AF_INET6, SORT_ORDERS, Session, address, layout, name, ranked
 
 FIELDS = [
     ("rx_bytes", ctypes.c_ulonglong),
@@ -24,6 +24,10 @@ FIELDS = [
 
 def structure(fields):
     return type("struct", (ctypes.Structure,), {"_fields_": fields})
+
+
+def decode(record, block):
+    return [Session._make(fields) for fields in layout(record, Session._fields).iter_unpack(block)]
 
 
 def session(rx=0, tx=0, pid=1, lport=1, rport=1, comm=b""):
@@ -50,14 +54,14 @@ def test_records_are_decoded_one_after_the_other():
     assert ctypes.sizeof(record) == 80, "8+8+4+3*2+3*16 bytes, padded to a multiple of 8"
     block = bytes(filled(record)) + bytes(80) + bytes(filled(record))
     zero = Session(0, 0, 0, 0, 0, 0, bytes(16), bytes(16), bytes(16))
-    assert decode(layout(record), block) == [EXPECTED, zero, EXPECTED]
-    assert decode(layout(record), b"") == []
-    assert decode(layout(record), memoryview(block)[:80]) == [EXPECTED]
+    assert decode(record, block) == [EXPECTED, zero, EXPECTED]
+    assert decode(record, b"") == []
+    assert decode(record, memoryview(block)[:80]) == [EXPECTED]
 
 
 def test_the_size_is_that_of_the_structure():
     record = structure(FIELDS)
-    assert layout(record).size == ctypes.sizeof(record)
+    assert layout(record, Session._fields).size == ctypes.sizeof(record)
 
 
 def test_holes_are_skipped_whether_named_or_not():
@@ -65,13 +69,13 @@ def test_holes_are_skipped_whether_named_or_not():
     named = structure([*FIELDS[:6], ("__pad_6", ctypes.c_char * 6), *FIELDS[6:]])
     value = named(rx_bytes=5, rport=7, comm=b"x")
     setattr(value, "__pad_6", b"hidden")
-    (decoded,) = decode(layout(named), bytes(value))
+    (decoded,) = decode(named, bytes(value))
     assert (decoded.rx_bytes, decoded.rport, decoded.comm) == (5, 7, b"x" + bytes(15))
     assert decoded.laddr == bytes(16)
 
     unnamed = structure([*FIELDS[:4], ("lport", ctypes.c_uint), *FIELDS[5:]])
     assert unnamed.lport.offset == unnamed.family.offset + 4, "two bytes of nothing"
-    (decoded,) = decode(layout(unnamed), bytes(unnamed(family=2, lport=22, rport=7)))
+    (decoded,) = decode(unnamed, bytes(unnamed(family=2, lport=22, rport=7)))
     assert (decoded.family, decoded.lport, decoded.rport) == (2, 22, 7)
 
 
@@ -86,13 +90,21 @@ def test_holes_are_skipped_whether_named_or_not():
     ids=["one less", "two exchanged", "one more", "one renamed"],
 )
 def test_other_fields_are_refused(fields):
-    with pytest.raises(TypeError, match="struct session has"):
-        layout(structure(fields))
+    with pytest.raises(TypeError, match="the structure has"):
+        layout(structure(fields), Session._fields)
+
+
+def test_arrays_of_structures_and_scalars():
+    part = structure([("bytes", ctypes.c_ulonglong), ("pid", ctypes.c_uint)])
+    whole = structure([("born", ctypes.c_uint), ("parts", part * 2), ("flag", ctypes.c_ubyte)])
+    value = whole(1, (part * 2)(part(1 << 40, 3), part(4, 5)), 6)
+    assert layout(whole, ("born", "parts", "flag")).unpack(bytes(value)) == (1, 1 << 40, 3, 4, 5, 6)
+    assert layout(ctypes.c_ulonglong).unpack(bytes(ctypes.c_ulonglong(1 << 63))) == (1 << 63,)
 
 
 def test_half_a_record_is_refused():
     with pytest.raises(Exception, match="multiple"):
-        decode(layout(structure(FIELDS)), bytes(81))
+        decode(structure(FIELDS), bytes(81))
 
 
 def test_sort_orders():
