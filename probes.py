@@ -174,6 +174,8 @@ class Probes:
         for parity, rows in enumerate(self._rows):
             self._bpf["rows"][ctypes.c_int(parity)] = ctypes.c_int(rows.map_fd)
         self._turn()
+        # The programs are attached since _load(), but what they saw was before the start.
+        self._missed = self._count(EVENTS_MISSED)
         if btf:
             self._note_open_sockets()
         if self.kind.storage:
