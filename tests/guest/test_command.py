@@ -130,10 +130,9 @@ def test_csv():
 
 
 def test_usage_errors():
-    for arguments in (["-4", "-6"], ["0"], ["0.05"], ["1", "x"], ["-p", "1;2"], ["--probe", "x"]):
-        result = tcptop(*arguments)
-        assert result.returncode == 2
-        assert result.stderr.startswith("usage: tcptop ")
+    result = tcptop("-4", "-6")
+    assert result.returncode == 2
+    assert result.stderr.startswith("usage: tcptop ")
 
 
 def bpftool(*arguments):

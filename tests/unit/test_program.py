@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The C text that the options make."""
+
+import re
+
+import pytest
+
+import probes
+import tcptop
+from kernel import FIELDS, PinnedMap
+
+STORAGE, FENTRY, KPROBE = probes.KINDS
+
+
+def macros(*arguments, kind=KPROBE, **checked):
+    """The macros of a command line; `checked` is what replaces a path once it was opened."""
+    options = tcptop.create_parser().parse_args(arguments)
+    vars(options).update(checked)
+    text = probes.program(options, kind, None)
+    return dict(re.findall(r"^#define (\w+(?:\(\w+\))?) (.*)$", text, re.M))
+
+
+def test_without_filters():
+    defined = macros()
+    assert defined["PID_MATCHES(pid)"] == "1"
+    assert "SESSION_FILTER" not in defined
+    assert not {"CGROUP_ID", "CGROUPMAP_FLAGS", "MNTNSMAP_FLAGS"} & set(defined)
+    assert defined["MAX_SESSIONS"] == "65536"
+
+
+@pytest.mark.parametrize(
+    "arguments, macro, condition",
+    [
+        (["-p", "181"], "PID_MATCHES(pid)", "pid == 181"),
+        (["-p", "181,209"], "PID_MATCHES(pid)", "pid == 181 || pid == 209"),
+        (["-4"], "FAMILY_MATCHES(family)", "family == 2"),
+        (["-6"], "FAMILY_MATCHES(family)", "family == 10"),
+        (["-L", "22"], "LPORT_MATCHES(port)", "port == 22"),
+        (["-D", "80,443"], "RPORT_MATCHES(port)", "port == 80 || port == 443"),
+        (["--max-sessions", "7"], "MAX_SESSIONS", "7"),
+    ],
+)
+def test_filters_and_sizes(arguments, macro, condition):
+    assert macros(*arguments)[macro] == condition
+
+
+@pytest.mark.parametrize("arguments", [["-4"], ["-L", "1"], ["-D", "1"]])
+def test_a_filter_for_sessions_leaves_the_other_conditions_true(arguments):
+    defined = macros(*arguments)
+    conditions = [defined["LPORT_MATCHES(port)"], defined["RPORT_MATCHES(port)"]]
+    assert defined["SESSION_FILTER"] == "1"
+    assert conditions.count("1") == 2 - sum(option in ("-L", "-D") for option in arguments)
+
+
+def test_cgroup_and_maps():
+    defined = macros(
+        cgroup=(4711, 3), cgroupmap=PinnedMap(fd=5, flags=1), mntnsmap=PinnedMap(fd=6, flags=0)
+    )
+    assert (defined["CGROUP_ID"], defined["CGROUP_LEVEL"]) == ("4711", "3")
+    assert (defined["CGROUPMAP_FLAGS"], defined["MNTNSMAP_FLAGS"]) == ("1", "0")
+
+
+def test_kinds():
+    defined = {kind: set(macros(kind=kind)) for kind in probes.KINDS}
+    assert {"PROBE_FENTRY", "SOCKET_STORAGE"} <= defined[STORAGE]
+    assert defined[FENTRY] == defined[STORAGE] - {"SOCKET_STORAGE"}
+    assert defined[KPROBE] == defined[FENTRY] - {"PROBE_FENTRY"}
+
+
+def test_every_offset_that_the_program_names_is_defined():
+    with open(f"{probes.BPF_DIRECTORY}/tcptop.c", encoding="ascii") as text:
+        named = set(re.findall(r"OFFSET_(\w+)", text.read())) - {"field"}
+    assert named == {field for fields in FIELDS.values() for field in fields}
+
+
+def test_the_text_includes_nothing_by_a_relative_name():
+    """It would be looked for in the working directory of whoever runs this, as root."""
+    text = probes.program(tcptop.create_parser().parse_args([]), KPROBE, None)
+    assert re.findall(r'#\s*include\s*"', text) == []
+
+
+@pytest.mark.parametrize(
+    "option, kinds",
+    [("auto", [KPROBE]), ("kprobe", [KPROBE]), ("fentry", [])],
+)
+def test_without_btf_only_kprobes_are_tried(option, kinds):
+    options = tcptop.create_parser().parse_args(["--probe", option])
+    assert probes.wanted_kinds(options, None) == kinds
