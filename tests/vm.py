@@ -33,7 +33,7 @@ CONSOLE_TAIL = 60  # lines
 HASH_LENGTH = 12
 
 HOST_PACKAGES = [
-    "binutils", "busybox-static", "ca-certificates", "kmod", "mmdebstrap", "python3-venv",
+    "binutils", "busybox-static", "ca-certificates", "file", "kmod", "mmdebstrap", "python3-venv",
     "qemu-system-x86",
 ]  # fmt: skip
 DEMO_PACKAGES = ["curl", "iperf3", "python3-bpfcc"]
