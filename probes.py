@@ -112,9 +112,9 @@ def wanted_kinds(options: Namespace, btf: Optional[Btf]) -> list[Kind]:
 def _undisturbed() -> Iterator[None]:
     """Let no ordinary task preempt this one.
 
-    While a task is inside bpf(2) on a map, kprobe programs are skipped on its CPU
-    (bpf_disable_instrumentation(), include/linux/bpf.h): with a preemptible kernel also
-    those of the tasks that run there in its place, for as long as it waits.
+    While a task is inside bpf(2) on a map, kprobe programs, also those of other tools, are
+    skipped on its CPU (bpf_disable_instrumentation(), include/linux/bpf.h): with a
+    preemptible kernel also for the tasks that run there in its place, as long as it waits.
     """
     policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
     # Without CAP_SYS_NICE the next look at each socket has to make up for what is skipped.
@@ -253,7 +253,7 @@ class Probes:
 
     def drain(self) -> tuple[list[Session], int]:
         """The sessions since the last call, and how many events were missed in that time."""
-        with _undisturbed() if self.kind.probe == "kprobe" else contextlib.nullcontext():
+        with _undisturbed():
             missed, made = self._count(EVENTS_MISSED), self._count(ROWS_MADE)
             new_missed, self._missed = missed - self._missed, missed
             if made == self._made:
