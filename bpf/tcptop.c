@@ -22,6 +22,7 @@
  *   CGROUP_ID, CGROUP_LEVEL          a cgroup v2 and its depth, if only that is wanted
  *   CGROUPMAP_FLAGS, MNTNSMAP_FLAGS  how the maps of those filters were made, if given
  *   OFFSET_field           where a kernel structure keeps a field, in bytes
+ *   HAVE_BTF               the kernel has BTF, and so iterators
  */
 
 #include <uapi/linux/ptrace.h>
