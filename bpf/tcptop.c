@@ -364,10 +364,13 @@ static __always_inline void settle(void *tp, struct position *position, u32 inte
 }
 
 /* Settle what user space has not: it may still be at the last interval. */
-static __always_inline void settle_all(void *tp, struct position *position)
+static __always_inline void settle_all(void *tp)
 {
+	struct position *position = position_of(tp);
 	u32 interval = running();
 
+	if (!position)
+		return;
 	settle(tp, position, interval);
 	settle(tp, position, interval - 1);
 }
@@ -519,14 +522,10 @@ PROBE(release_sock)
 PROBE(__release_sock)
 {
 	void *tp = TCP(sk);
-	struct position *position;
 
 	look(sk, true);
-	if (!tp || !(FIELD(u64, tp, OFFSET_skc_flags) & SOCK_DEAD))
-		return 0;
-	position = position_of(tp);
-	if (position) {
-		settle_all(tp, position);
+	if (tp && FIELD(u64, tp, OFFSET_skc_flags) & SOCK_DEAD) {
+		settle_all(tp);
 #ifndef SOCKET_STORAGE /* which goes with the socket */
 		forget(tp);
 #endif
@@ -538,12 +537,10 @@ PROBE(__release_sock)
 PROBE(tcp_disconnect)
 {
 	void *tp = TCP(sk);
-	struct position *position;
 
 	look(sk, false);
-	position = tp ? position_of(tp) : 0;
-	if (position) {
-		settle_all(tp, position);
+	if (tp) {
+		settle_all(tp);
 		forget(tp);
 	}
 	return 0;
