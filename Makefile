@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-ARGS = -C 1 5
 RELEASE = bookworm
 RELEASES = bullseye bookworm trixie sid
 PYTHON = /usr/bin/python3
 VM = $(PYTHON) tests/vm.py
 SOURCES = *.py tests
 GUEST = $(VM) run --release $(RELEASE) --timeout 1500
-PYTEST = python3 -m pytest -q -p no:cacheprovider
 
-.PHONY: run test lint unit guest guest-command guest-exact guest-preempt guest-lockdown matrix
+.PHONY: run test lint unit guest bench matrix
 
 $(PYTHON):
 	apt-get -q update && apt-get -q install -y --no-install-recommends python3
 
 run: $(PYTHON)
-	@$(VM) demo -- $(ARGS)
+	@$(VM) demo -- $(or $(ARGS),-C 1 5)
 
 test: lint unit
 	$(MAKE) guest
@@ -28,22 +26,12 @@ lint: $(PYTHON)
 unit: $(PYTHON)
 	$(VM) tool -- pytest -q tests/unit
 
-# Two guests at a time: emulation keeps one processor busy with each.
 guest: $(PYTHON)
-	$(VM) build $(RELEASE)
-	$(MAKE) -j2 -Otarget guest-command guest-exact guest-preempt guest-lockdown
+	$(GUEST) -- sh tests/guest/all.sh
 
-guest-command:
-	$(GUEST) -- $(PYTEST) tests/guest/test_command.py
-
-guest-exact:
-	$(GUEST) -- $(PYTEST) tests/guest/test_exact.py
-
-guest-preempt:
-	$(GUEST) --append preempt=full -- $(PYTEST) tests/guest/test_exact.py
-
-guest-lockdown:
-	$(GUEST) --append lockdown=confidentiality -- $(PYTEST) tests/lockdown
+# One CPU whose nanoseconds are instructions.
+bench: $(PYTHON)
+	$(GUEST) --icount -- $(PYTHON) tests/bench.py $(ARGS)
 
 matrix: $(PYTHON)
 	for release in $(RELEASES); do $(MAKE) guest RELEASE=$$release || exit 1; done

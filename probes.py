@@ -5,7 +5,6 @@ import contextlib
 import ctypes
 import os
 import sys
-import tempfile
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ SOCKETS_PER_SESSION = 4
 BATCH = 4096
 # Fields of struct session_key, struct position and struct share in bpf/tcptop.c.
 USE = ("socket", "born", "pid")
-POSITION = ("write_seq", "copied_seq", "first_seq", "born", "shares", "urgent", "urgent_taken")
+POSITION = ("shares", "write_seq", "copied_seq", "first_seq", "born", "urgent", "urgent_taken")
 SHARE = ("rx_bytes", "tx_bytes", "interval", "pid")
 
 
@@ -188,7 +187,7 @@ class Probes:
         reason = "the cheapest that works here" if options.probe == "auto" else "as asked"
         complaint = ""
         for kind in wanted:
-            with tempfile.TemporaryFile("w+", errors="replace") as log:
+            with os.fdopen(os.memfd_create("log"), "w+", errors="replace") as log:
                 try:
                     with _quiet(log):
                         bpf = self._bcc.BPF(text=program(options, kind, btf))
@@ -279,8 +278,9 @@ class Probes:
     def _shares(self, interval: int) -> dict[tuple, tuple]:
         """Received and sent bytes in all sockets' shares of an interval, by USE."""
         shares, positions = {}, self._bpf["positions"]
-        born = POSITION.index("born")
-        begin = POSITION.index("shares") + interval % 2 * len(SHARE)
+        # Each of the two shares has come as its members, so count from where they are not.
+        born = POSITION.index("born") - len(POSITION)
+        begin = interval % 2 * len(SHARE)
         end = begin + len(SHARE)
         look = self._lib.bpf_map_lookup_batch
         for (socket,), position in self._entries(look, positions, (), POSITION):

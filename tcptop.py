@@ -179,12 +179,15 @@ def run(options: argparse.Namespace) -> None:
             view = Screen(sys.stdout, sys.stdin, options.sort, options.rows)
     interval = float(options.interval)
     began = previous = time.monotonic()
-    stopped, outputs, all_missed = False, 0, 0
+    stopped, outputs, due, all_missed = False, 0, 0, 0
     with view or contextlib.nullcontext():
         while outputs < options.count and not stopped:
             outputs += 1
-            # Counted from the start, so that the time an output takes does not add up.
-            left = began + outputs * interval - time.monotonic()
+            # Counted from the start, so that the time an output takes does not add up. Who was
+            # stopped for longer than an interval goes on at the next one that is due.
+            elapsed = time.monotonic() - began
+            due = max(due + 1, int(elapsed / interval) + 1)
+            left = due * interval - elapsed
             stopped = view.wait(left, stop.fd) if view else stop.wait(left)
             sessions, missed = probes.drain()
             all_missed += missed

@@ -10,7 +10,7 @@
  * copied_seq moved since the last look is what this task sent and took. A
  * failed send or a peek moves nothing. A look that was skipped (a kernel may
  * preempt a probe, and then skips it for others on that CPU) is made up for by
- * the next one, and the last is never skipped; see __release_sock below.
+ * the next one, and there is one more at the end; see __tcp_close below.
  *
  * Read by Python, which puts the options and field offsets in front as macros:
  *   PROBE_FENTRY           fentry programs; otherwise kprobes
@@ -77,12 +77,12 @@ struct share {
 
 /* What is kept of a socket while it lives. */
 struct position {
+	struct share shares[2]; /* of the latest even and odd interval it was used in */
 	/* Where TCP's counters stood at the last look. */
 	u32 write_seq;
 	u32 copied_seq;
 	u32 first_seq; /* sequence number of the first byte ever sent */
 	u32 born; /* low half of the ns clock when first seen */
-	struct share shares[2]; /* of the latest even and odd interval it was used in */
 	u8 urgent; /* urgent data has come since the urgent mark was last passed */
 	u8 urgent_taken; /* and its byte was read with MSG_OOB */
 };
@@ -288,7 +288,7 @@ static __always_inline struct position *meet(void *tp)
 }
 
 /* The number of the running interval. */
-static __always_inline u32 running(void)
+static __always_inline u64 running(void)
 {
 	int index = INTERVAL;
 	u64 *number = counters.lookup(&index);
@@ -303,11 +303,17 @@ static __always_inline void *rows_of(u32 interval)
 	return rows.lookup(&parity);
 }
 
-/* Make the row of the current process' use of a session, unless there is one; NULL for no room. */
-static __always_inline struct session *make_row(struct session_key *key, void *tp, u32 interval)
+/* The row of the current process' use of a session, made unless there is one; NULL for no room. */
+static __always_inline struct session *make_row(void *tp, struct position *position, u32 pid,
+						u32 interval)
 {
+	struct session_key key = {
+	    .socket = (u64)tp,
+	    .born = position->born,
+	    .pid = pid,
+	};
 	struct session row = {
-	    .pid = key->pid,
+	    .pid = pid,
 	    .family = FIELD(u16, tp, OFFSET_skc_family),
 	    .lport = bpf_ntohs(FIELD(u16, tp, OFFSET_inet_sport)),
 	    .rport = bpf_ntohs(FIELD(u16, tp, OFFSET_skc_dport)),
@@ -319,7 +325,7 @@ static __always_inline struct session *make_row(struct session_key *key, void *t
 
 	if (!rows)
 		return 0;
-	made = bpf_map_lookup_elem(rows, key);
+	made = bpf_map_lookup_elem(rows, &key);
 	if (made)
 		return made;
 	if (row.family == AF_INET6) {
@@ -331,13 +337,13 @@ static __always_inline struct session *make_row(struct session_key *key, void *t
 	}
 	/* The process' name; a thread may have one of its own. */
 	bpf_probe_read_kernel(row.comm, sizeof(row.comm), leader + OFFSET_comm);
-	if (!bpf_map_update_elem(rows, key, &row, BPF_NOEXIST))
+	if (!bpf_map_update_elem(rows, &key, &row, BPF_NOEXIST))
 		add(ROWS_MADE, 1);
-	return bpf_map_lookup_elem(rows, key);
+	return bpf_map_lookup_elem(rows, &key);
 }
 
-/* Put what a socket's share of an interval holds into its row. */
-static __always_inline void settle(void *tp, struct position *position, u32 interval)
+/* Put what a socket's shares of these intervals hold into their rows. */
+static __always_inline void settle(void *tp, struct position *position, u32 first, u32 last)
 {
 	/* One after the other: an iterator's value may not be read at a variable offset. */
 	for (int parity = 0; parity < 2; parity++) {
@@ -350,9 +356,9 @@ static __always_inline void settle(void *tp, struct position *position, u32 inte
 		struct session *row;
 		void *rows;
 
-		if (share->interval != interval)
+		if (share->interval < first || share->interval > last)
 			continue;
-		rows = rows_of(interval);
+		rows = rows_of(parity);
 		if (!rows)
 			continue;
 		row = bpf_map_lookup_elem(rows, &key);
@@ -363,16 +369,15 @@ static __always_inline void settle(void *tp, struct position *position, u32 inte
 	}
 }
 
-/* Settle what user space has not: it may still be at the last interval. */
-static __always_inline void settle_all(void *tp)
+/* The socket's end; user space may still be at the last interval. */
+static __always_inline void settle_now(void *tp)
 {
 	struct position *position = position_of(tp);
+
 	u32 interval = running();
 
-	if (!position)
-		return;
-	settle(tp, position, interval);
-	settle(tp, position, interval - 1);
+	if (position)
+		settle(tp, position, interval - 1, interval);
 }
 
 /*
@@ -400,40 +405,6 @@ static __always_inline int urgent_bytes(void *tp, struct position *position, u32
 	return bytes;
 }
 
-/* Count bytes of the current task. */
-static __always_inline void count(void *tp, struct position *position, u32 rx, u32 tx)
-{
-	u32 interval = running();
-	struct share *share = &position->shares[interval & 1];
-	struct session_key key = {
-	    .socket = (u64)tp,
-	    .born = position->born,
-	    .pid = bpf_get_current_pid_tgid() >> 32,
-	};
-	struct session *row;
-
-	if (!task_matches(key.pid))
-		return;
-	/* Only the owner of the socket's lock comes here: no other CPU adds to share or row. */
-	if (share->interval == interval && share->pid == key.pid) {
-		share->rx_bytes += rx;
-		share->tx_bytes += tx;
-		return;
-	}
-	row = make_row(&key, tp, interval);
-	if (!row) {
-		add(EVENTS_MISSED, 1);
-	} else if (share->interval == interval) {
-		row->rx_bytes += rx;
-		row->tx_bytes += tx;
-	} else {
-		share->interval = interval;
-		share->pid = key.pid;
-		share->rx_bytes = rx;
-		share->tx_bytes = tx;
-	}
-}
-
 /*
  * Whether a kernel thread works on a socket for its owner: kTLS and MPTCP have such, for
  * what did not fit into the send buffer or came while nobody was reading.
@@ -448,8 +419,11 @@ static __always_inline bool helper_at_work(void *tp)
 static __always_inline void look(struct sock *sk, bool closing)
 {
 	void *tp = TCP(sk);
+	u64 interval;
+	u32 pid, write_seq, copied_seq, tx, rx;
 	struct position *position;
-	u32 write_seq, copied_seq, tx, rx;
+	struct share *share;
+	struct session *row;
 	u8 state;
 
 	if (!tp || !session_matches(tp))
@@ -459,6 +433,29 @@ static __always_inline void look(struct sock *sk, bool closing)
 		position = meet(tp);
 	if (!position)
 		return;
+	/* Nobody else has the lock of the socket, so no other CPU adds to its shares and rows. */
+	pid = bpf_get_current_pid_tgid() >> 32;
+	interval = running();
+	share = &position->shares[interval & 1];
+	asm("" : "+r"(share)); /* or the compiler computes it again at every use */
+	state = FIELD(u8, tp, OFFSET_skc_state);
+
+	/* The common case, in as few instructions as it takes: the same process goes on. */
+	if (!closing && share->interval == interval && share->pid == pid &&
+	    state == TCP_ESTABLISHED && !position->urgent && task_matches(pid)) {
+		write_seq = FIELD(u32, tp, OFFSET_write_seq);
+		if (write_seq != position->write_seq) {
+			share->tx_bytes += (u32)(write_seq - position->write_seq);
+			position->write_seq = write_seq;
+		}
+		copied_seq = FIELD(u32, tp, OFFSET_copied_seq);
+		if (copied_seq != position->copied_seq) {
+			share->rx_bytes += (u32)(copied_seq - position->copied_seq);
+			position->copied_seq = copied_seq;
+		}
+		return;
+	}
+
 	write_seq = FIELD(u32, tp, OFFSET_write_seq);
 	copied_seq = FIELD(u32, tp, OFFSET_copied_seq);
 	tx = write_seq - position->write_seq;
@@ -471,9 +468,9 @@ static __always_inline void look(struct sock *sk, bool closing)
 		return; /* the next look, by the owner, counts it */
 	position->write_seq = write_seq;
 	position->copied_seq = copied_seq;
-
-	state = FIELD(u8, tp, OFFSET_skc_state);
 	if (state != TCP_ESTABLISHED) {
+		if (!FIELD(u16, tp, OFFSET_skc_dport)) /* tcp_disconnect() has reset the counters */
+			return;
 		/* A FIN is the last to move either counter, by one, and is no byte. */
 		if (tx && (1 << state & TCPF_FIN_QUEUED ||
 			   (state == TCP_CLOSE && first_seq(tp, 0) != position->first_seq)))
@@ -481,10 +478,27 @@ static __always_inline void look(struct sock *sk, bool closing)
 		if (rx && FIELD(u64, tp, OFFSET_skc_flags) & SOCK_DONE &&
 		    copied_seq == FIELD(u32, tp, OFFSET_rcv_nxt))
 			rx--;
-		if (!(tx | rx))
-			return;
 	}
-	count(tp, position, rx, tx);
+	if (!(tx | rx) || !task_matches(pid))
+		return;
+	row = make_row(tp, position, pid, interval);
+	if (!row) {
+		add(EVENTS_MISSED, 1);
+		return;
+	}
+	if (share->interval != interval) {
+		share->interval = interval;
+		share->pid = pid;
+		share->rx_bytes = 0;
+		share->tx_bytes = 0;
+	}
+	if (share->pid == pid) {
+		share->rx_bytes += rx;
+		share->tx_bytes += tx;
+	} else {
+		row->rx_bytes += rx;
+		row->tx_bytes += tx;
+	}
 }
 
 /* PROBE(function) { what to do at the entry of a kernel function whose first argument is sk } */
@@ -514,18 +528,26 @@ PROBE(release_sock)
 }
 
 /*
- * tcp_close() comes here after the last reference is gone, still in the process
- * that closes, before and besides release_sock(). It holds a spin lock with
- * bottom halves off, so this program is neither preempted nor skipped because
- * another one of its kind was: what an earlier look missed is counted now.
+ * The last user of the socket closes it: what the last look missed is counted now. This
+ * could be skipped, too, but hardly for the very same socket.
+ */
+PROBE(__tcp_close)
+{
+	look(sk, true);
+	return 0;
+}
+
+/*
+ * __tcp_close() comes here when the socket is nobody's any more, still in the process that
+ * closes. It holds a spin lock with bottom halves off, so that this program is neither
+ * preempted nor skipped because another one of its kind was.
  */
 PROBE(__release_sock)
 {
 	void *tp = TCP(sk);
 
-	look(sk, true);
 	if (tp && FIELD(u64, tp, OFFSET_skc_flags) & SOCK_DEAD) {
-		settle_all(tp);
+		settle_now(tp);
 #ifndef SOCKET_STORAGE /* which goes with the socket */
 		forget(tp);
 #endif
@@ -538,9 +560,8 @@ PROBE(tcp_disconnect)
 {
 	void *tp = TCP(sk);
 
-	look(sk, false);
 	if (tp) {
-		settle_all(tp);
+		settle_now(tp);
 		forget(tp);
 	}
 	return 0;
@@ -585,8 +606,10 @@ struct storage_iteration {
 /* Every position, after each interval that saw any bytes. */
 int bpf_iter__bpf_sk_storage_map(struct storage_iteration *at)
 {
+	u32 over = running() - 1;
+
 	if (at->sk && at->position)
-		settle(at->sk, at->position, running() - 1);
+		settle(at->sk, at->position, over, over);
 	return 0;
 }
 #endif

@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
-from tracing import KINDS, Tracer, settle
+from tracing import settle, start
 from workload import Ledger
 
 if not os.environ.get("TCPTOP_NO_SKIP"):
@@ -18,7 +18,7 @@ if not os.environ.get("TCPTOP_NO_SKIP"):
 @pytest.fixture(scope="session")
 def tracers():
     """A tracer of each kind, both watching all the time."""
-    both = {kind: Tracer("--probe", kind, "0.3") for kind in KINDS}
+    both = start("0.3")
     yield both
     for kind, tracer in both.items():
         assert tracer.stop() == 0, (kind, tracer.notes)

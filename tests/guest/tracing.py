@@ -8,7 +8,6 @@ import pathlib
 import subprocess
 import sys
 import threading
-import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # The installed command may be tested in the place of the tree's.
@@ -25,8 +24,16 @@ def tcptop(*arguments, **options):
     return subprocess.run([*COMMAND, *map(str, arguments)], check=False, **options)
 
 
+def start(*arguments):
+    """A Tracer of each kind, by name; started at once, for most of it is waiting to compile."""
+    tracers = {kind: Tracer("--probe", kind, *arguments) for kind in KINDS}
+    for tracer in tracers.values():
+        tracer.attached()
+    return tracers
+
+
 class Tracer:
-    """A running `tcptop --json`, ready to count: everything that it says, collected."""
+    """A running `tcptop --json`: everything that it says, collected."""
 
     def __init__(self, *arguments):
         self.process = subprocess.Popen(
@@ -40,6 +47,9 @@ class Tracer:
         self._intervals = 0
         self._news = threading.Condition()
         self.notes = []
+
+    def attached(self):
+        """Wait until it counts."""
         for line in self.process.stderr:
             self.notes.append(line)
             if line.startswith("tcptop: probes: "):  # attached
@@ -99,11 +109,3 @@ def settle(*tracers):
     # The interval that runs may have been drained already, the one after has not.
     for tracer, wanted in [(tracer, tracer.intervals() + 2) for tracer in tracers]:
         tracer.reached(wanted)
-
-
-def wait_for(condition, what):
-    """Poll until a condition holds."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.05)

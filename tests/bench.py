@@ -1,0 +1,217 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""What tracing costs, in instructions: ours beside the reference and the floor, in one boot.
+
+Runs in a guest whose nanoseconds are instructions (`make bench`); the figures then repeat
+to about a tenth of a per cent. Each is the least of several runs.
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+OURS = [sys.executable, str(Path(__file__).resolve().parent.parent / "tcptop.py")]
+# Longer than anything that is measured between two outputs; nobody waits for it, as a
+# guest that is idle jumps to its next timer.
+INTERVAL = 120
+EVENTS = 1000
+MESSAGE = b"x" * 64
+
+# Programs that do nothing: what the kernel takes for calling any.
+FLOORS = {
+    "floor, fentry": "KFUNC_PROBE(tcp_sendmsg) { return 0; } KRETFUNC_PROBE(tcp_sendmsg)"
+    " { return 0; } KFUNC_PROBE(tcp_cleanup_rbuf) { return 0; }",
+    "floor, kprobes": "int kprobe__tcp_sendmsg(void *c) { return 0; }"
+    " int kretprobe__tcp_sendmsg(void *c) { return 0; }"
+    " int kprobe__tcp_cleanup_rbuf(void *c) { return 0; }",
+}
+HOLD = """\
+import os, sys, time
+os.environ["BCC_KERNEL_SOURCE"] = sys.argv[1]
+import bcc
+held = bcc.BPF(text="#include <uapi/linux/ptrace.h>\\n" + sys.argv[2])
+print("attached", flush=True)
+time.sleep(1e6)
+"""
+
+
+class Subject(NamedTuple):
+    """Something to measure: its command line, without and with an interval."""
+
+    name: str
+    command: list[str]
+    is_tcptop: bool = True
+
+
+def subjects() -> list[Subject]:
+    """Everything that is compared, as far as this guest has it."""
+    stub = str(Path(OURS[1]).parent / "bpf/stub")
+    found = [
+        Subject(name, [sys.executable, "-c", HOLD, stub, text], False)
+        for name, text in FLOORS.items()
+    ]
+    # Python's output is held back when it is no terminal.
+    found.append(Subject("reference", [sys.executable, "-u", "/usr/sbin/tcptop-bpfcc", "-C"]))
+    if os.path.exists("/usr/sbin/tcptop"):  # newer releases do not have it
+        found.append(Subject("libbpf-tools", ["/usr/sbin/tcptop", "-C"]))
+    for kind in ("fentry", "kprobe"):
+        found.append(Subject(f"ours, {kind}", [*OURS, "-C", "--probe", kind]))
+    found.append(Subject("ours, fentry, -p another", [*OURS, "-C", "-p", "1"]))
+    return found
+
+
+def used(pid: int) -> int:
+    """Nanoseconds, and so instructions, that a process has been on the CPU."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[0])
+
+
+def peak(pid: int) -> int:
+    """The most memory that a process had, in bytes."""
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise LookupError("VmHWM")
+
+
+def connect(count: int) -> list[tuple[socket.socket, socket.socket]]:
+    """So many connected pairs."""
+    with socket.create_server(("127.0.0.1", 0), backlog=count) as server:
+        pairs = []
+        for _ in range(count):
+            client = socket.create_connection(server.getsockname())
+            pairs.append((client, server.accept()[0]))
+        return pairs
+
+
+def event() -> float:
+    """Instructions for one send and one recv of a small message, everything included."""
+    [(client, server)] = connect(1)
+    send, recv, size = client.send, server.recv, len(MESSAGE)
+    least = float("inf")
+    for _ in range(6):
+        began = time.perf_counter_ns()
+        for _ in range(EVENTS):
+            send(MESSAGE)
+            recv(size)
+        least = min(least, (time.perf_counter_ns() - began) / EVENTS)
+    client.close()
+    server.close()
+    return least
+
+
+class Running:
+    """A subject that runs, and what it took to get there."""
+
+    def __init__(self, subject: Subject) -> None:
+        command = subject.command + ([str(INTERVAL)] if subject.is_tcptop else [])
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
+        )
+        self.pid = self._process.pid
+        if subject.name != "libbpf-tools":  # which says nothing before its first output
+            assert self._process.stdout and self._process.stdout.readline(), subject
+        else:
+            time.sleep(INTERVAL / 4)
+        self.began = time.monotonic()
+        self.start = used(self.pid)
+
+    def interval(self) -> int:
+        """Instructions until the end of the next output."""
+        before = used(self.pid)
+        assert self._process.stdout
+        os.set_blocking(self._process.stdout.fileno(), False)
+        end = time.monotonic() + INTERVAL
+        seen = b""
+        while time.monotonic() < end:
+            seen += self._process.stdout.read(1 << 20) or b""
+            time.sleep(0.5)
+        assert seen, "no output"
+        return used(self.pid) - before
+
+    def stop(self) -> None:
+        """End it."""
+        self._process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(20)
+        self._process.kill()
+        self._process.wait()
+
+
+@contextlib.contextmanager
+def running(subject: Subject) -> Iterator[Running]:
+    """A subject for as long as it is measured."""
+    one = Running(subject)
+    try:
+        yield one
+    finally:
+        one.stop()
+
+
+def measure(subject: Subject, rows: int, runs: int) -> dict[str, Optional[float]]:
+    """All figures of one subject."""
+    events, starts = [], []
+    found: dict[str, Optional[float]] = {}
+    for _ in range(runs):
+        with running(subject) as one:
+            starts.append(one.start)
+            events.append(event())
+    found["event"], found["start"] = min(events), min(starts)
+    if subject.is_tcptop and not subject.name.endswith("another"):
+        with running(subject) as one:
+            one.interval()
+            found["idle"] = one.interval()
+            pairs = connect(rows // 2)
+            one.interval()
+            for client, server in pairs:
+                client.send(MESSAGE)
+                server.recv(64)
+            found["row"] = (one.interval() - (found["idle"] or 0)) / rows
+            found["peak"] = peak(one.pid)
+            for both in pairs:
+                for sock in both:
+                    sock.close()
+    return found
+
+
+def shown(value: Optional[float], scale: float = 1, digits: int = 0) -> str:
+    """A figure for the table."""
+    return "" if value is None else f"{value / scale:,.{digits}f}".replace(",", " ")
+
+
+def main() -> None:
+    """Measure, and print the table."""
+    parser = argparse.ArgumentParser(description="What tracing costs, in instructions.")
+    parser.add_argument("--rows", type=int, default=8000, help="(default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=3, help="(default: %(default)s)")
+    options = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    bare = event()
+    print(f"one 64-byte send and recv without tracing: {shown(bare)} instructions", flush=True)
+    line = "{:26} {:>8} {:>9} {:>9} {:>9} {:>8}"
+    print(line.format("", "an event", "start, M", "idle, M", "a row, k", "peak, MB"), flush=True)
+    for subject in subjects():
+        found: dict[str, Any] = measure(subject, options.rows, options.runs)
+        print(
+            line.format(
+                subject.name,
+                shown(found["event"] - bare),
+                shown(found["start"], 1e6) if subject.is_tcptop else "",
+                shown(found.get("idle"), 1e6, 1),
+                shown(found.get("row"), 1e3, 1),
+                shown(found.get("peak"), 1e6),
+            ),
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
