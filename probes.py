@@ -172,14 +172,16 @@ class Probes:
                 self._bpf[option][ctypes.c_int(0)] = ctypes.c_int(pinned.fd)
         for parity, rows in enumerate(self._rows):
             self._bpf["rows"][ctypes.c_int(parity)] = ctypes.c_int(rows.map_fd)
-        self._turn()
-        # The programs are attached since _load(), but what they saw was before the start.
-        self._missed = self._count(EVENTS_MISSED)
-        if btf:
-            self._note_open_sockets()
         if self.kind.storage:
             positions = ctypes.c_int(bcc.lib.bpf_table_fd(self._bpf.module, b"positions"))
             self._settling = self._iterator(b"bpf_iter__bpf_sk_storage_map", positions)
+        # The programs are attached since _load(), but what they saw was before the start.
+        self._made = self._count(ROWS_MADE)
+        self._turn()
+        self._sessions(0)
+        self._missed = self._count(EVENTS_MISSED)
+        if btf:
+            self._note_open_sockets()
         self._counters[ctypes.c_int(TRACING)] = ctypes.c_ulonglong(1)
 
     def _load(self, options: Namespace, btf: Optional[Btf]) -> tuple[Any, Kind]:

@@ -18,7 +18,7 @@ if not os.environ.get("TCPTOP_NO_SKIP"):
 @pytest.fixture(scope="session")
 def tracers():
     """A tracer of each kind, both watching all the time."""
-    both = start("0.3")
+    both = start("0.1")
     yield both
     for kind, tracer in both.items():
         assert tracer.stop() == 0, (kind, tracer.notes)
