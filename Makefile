@@ -6,7 +6,7 @@ VM = $(PYTHON) tests/vm.py
 SOURCES = *.py tests
 GUEST = $(VM) run --release $(RELEASE) --timeout 1500
 
-.PHONY: run test lint unit guest bench matrix
+.PHONY: run test lint unit guest compare soak bench matrix
 
 $(PYTHON):
 	apt-get -q update && apt-get -q install -y --no-install-recommends python3
@@ -28,6 +28,15 @@ unit: $(PYTHON)
 
 guest: $(PYTHON)
 	$(GUEST) -- sh tests/guest/all.sh
+
+# The table of exactness: the same traffic, watched by Debian's tcptop-bpfcc as well.
+compare: $(PYTHON)
+	$(GUEST) -- env TCPTOP_COMPARE=1 python3 -m pytest -s -q -p no:cacheprovider \
+	    tests/guest/test_exact.py
+
+# A great many short sessions; it takes an hour.
+soak: $(PYTHON)
+	$(VM) run --release $(RELEASE) --timeout 7200 -- $(PYTHON) tests/soak.py $(ARGS)
 
 # One CPU whose nanoseconds are instructions.
 bench: $(PYTHON)

@@ -261,7 +261,10 @@ class Probes:
                 return [], new_missed
             self._made = made
             self._turn()
-            return self._sessions(self._interval - 1), new_missed
+            found = self._sessions(self._interval - 1)
+            # A row is made for bytes, so one without any has lost what it was made for.
+            sessions = [session for session in found if session.rx_bytes or session.tx_bytes]
+            return sessions, new_missed + len(found) - len(sessions)
 
     def _sessions(self, interval: int) -> list[Session]:
         """Take all rows of an interval that is over, and with them what the shares hold."""

@@ -165,11 +165,11 @@ def complain(text: str) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Trace, and report every interval, until the count is reached or a signal comes."""
+    stop = Stop()  # before the slow start, so that Ctrl-C in it is no traceback
     probes = Probes(options)
     if options.verbose:
         for note in probes.notes:
             complain(note)
-    stop = Stop()
     view: Optional[Screen] = None
     if options.csv:
         say(report.CSV_HEADER)

@@ -8,6 +8,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
+from reference import Reference
 from tracing import settle, start
 from workload import Ledger
 
@@ -24,19 +25,30 @@ def tracers():
         assert tracer.stop() == 0, (kind, tracer.notes)
 
 
+@pytest.fixture(scope="session")
+def reference():
+    """The tcptop-bpfcc to compare with, if that is asked for."""
+    one = Reference() if os.environ.get("TCPTOP_COMPARE") else None
+    yield one
+    if one:
+        one.stop()
+
+
 @pytest.fixture
 def ledger():
     return Ledger()
 
 
 @pytest.fixture
-def exact(tracers):
+def exact(tracers, reference, request):
     """A context in which traffic is run and kept in a ledger; at its end each kind of probe
     must have reported what the ledger says, to the byte, and no other session of its ports."""
 
     @contextlib.contextmanager
     def check(ledger):
         settle(*tracers.values())
+        if reference:
+            reference.forget()
         for tracer in tracers.values():
             tracer.forget()
         yield
@@ -44,6 +56,9 @@ def exact(tracers):
         assert truth, "no traffic"
         ports = {key[1:] for key in truth}
         settle(*tracers.values())
+        if reference:
+            ours = {kind: tracer.rows() for kind, tracer in tracers.items()}
+            reference.compare(request.node.name, truth, ours)
         for kind, tracer in tracers.items():
             rows = tracer.rows()
             ours = {key: value for key, value in rows.items() if key[1:] in ports and any(value)}
