@@ -19,6 +19,8 @@ BPF_DIRECTORY = os.path.join(os.path.dirname(os.path.realpath(__file__)), "bpf")
 BPF_F_NO_PREALLOC = 1
 # Index of `counters` in bpf/tcptop.c.
 ROWS_MADE, EVENTS_MISSED, TRACING, INTERVAL = range(4)
+# Its iterators: over all TCP sockets, and over their positions.
+NOTE_SOCKET, SETTLE_POSITION = b"bpf_iter__tcp", b"bpf_iter__bpf_sk_storage_map"
 # Sockets remembered for each session that an interval can hold: most are idle.
 SOCKETS_PER_SESSION = 4
 # Entries fetched from a map by one system call.
@@ -165,7 +167,7 @@ class Probes:
         self._bpf, self.kind = self._load(options, btf)
         self._counters = self._bpf["counters"]
         self._rows = (self._bpf["rows_even"], self._bpf["rows_odd"])
-        self._made = self._missed = self._interval = 0
+        self._interval = 0
         for option in ("cgroupmap", "mntnsmap"):
             pinned: Optional[PinnedMap] = getattr(options, option)
             if pinned:
@@ -174,7 +176,7 @@ class Probes:
             self._bpf["rows"][ctypes.c_int(parity)] = ctypes.c_int(rows.map_fd)
         if self.kind.storage:
             positions = ctypes.c_int(bcc.lib.bpf_table_fd(self._bpf.module, b"positions"))
-            self._settling = self._iterator(b"bpf_iter__bpf_sk_storage_map", positions)
+            self._settling = self._iterator(SETTLE_POSITION, positions)
         # The programs are attached since _load(), but what they saw was before the start.
         self._made = self._count(ROWS_MADE)
         self._turn()
@@ -193,6 +195,9 @@ class Probes:
                 try:
                     with _quiet(log):
                         bpf = self._bcc.BPF(text=program(options, kind, btf))
+                        # bcc attaches the probes but leaves iterators to us.
+                        for iterator in (NOTE_SOCKET, SETTLE_POSITION)[: bool(btf) + kind.storage]:
+                            bpf.load_func(iterator, bpf.TRACING)
                 except Exception as error:  # bcc raises nothing narrower
                     log.seek(0)
                     complaint = log.read()
@@ -235,7 +240,7 @@ class Probes:
 
     def _note_open_sockets(self) -> None:
         """Have the positions of all TCP sockets that are open already recorded."""
-        link = self._iterator(b"bpf_iter__tcp")
+        link = self._iterator(NOTE_SOCKET)
         for _ in kernel.network_namespaces():
             self._iterate(link)
         os.close(link)

@@ -373,7 +373,6 @@ static __always_inline void settle(void *tp, struct position *position, u32 firs
 static __always_inline void settle_now(void *tp)
 {
 	struct position *position = position_of(tp);
-
 	u32 interval = running();
 
 	if (position)
@@ -501,27 +500,8 @@ static __always_inline void look(struct sock *sk, bool closing)
 	}
 }
 
-/* PROBE(function) { what to do at the entry of a kernel function whose first argument is sk } */
-#ifdef PROBE_FENTRY
-#define ENTRY(function)                                                                            \
-	KFUNC_PROBE(function, struct sock *sk)                                                     \
-	{                                                                                          \
-		return enter_##function(sk);                                                       \
-	}
-#else
-#define ENTRY(function)                                                                            \
-	int kprobe__##function(struct pt_regs *ctx)                                                \
-	{                                                                                          \
-		return enter_##function((struct sock *)PT_REGS_PARM1(ctx));                        \
-	}
-#endif
-#define PROBE(function)                                                                            \
-	static __always_inline int enter_##function(struct sock *sk);                              \
-	ENTRY(function)                                                                            \
-	static __always_inline int enter_##function(struct sock *sk)
-
 /* The task has done what it wanted, or goes to sleep until it can go on. */
-PROBE(release_sock)
+static __always_inline int at_release_sock(struct sock *sk)
 {
 	look(sk, false);
 	return 0;
@@ -531,7 +511,7 @@ PROBE(release_sock)
  * The last user of the socket closes it: what the last look missed is counted now. This
  * could be skipped, too, but hardly for the very same socket.
  */
-PROBE(__tcp_close)
+static __always_inline int at___tcp_close(struct sock *sk)
 {
 	look(sk, true);
 	return 0;
@@ -542,7 +522,7 @@ PROBE(__tcp_close)
  * closes. It holds a spin lock with bottom halves off, so that this program is neither
  * preempted nor skipped because another one of its kind was.
  */
-PROBE(__release_sock)
+static __always_inline int at___release_sock(struct sock *sk)
 {
 	void *tp = TCP(sk);
 
@@ -556,7 +536,7 @@ PROBE(__release_sock)
 }
 
 /* A reset by this side: its counters start anew, and so may another session. */
-PROBE(tcp_disconnect)
+static __always_inline int at_tcp_disconnect(struct sock *sk)
 {
 	void *tp = TCP(sk);
 
@@ -568,7 +548,7 @@ PROBE(tcp_disconnect)
 }
 
 /* tcp_check_urg() has seen urgent data coming. */
-PROBE(sk_send_sigurg)
+static __always_inline int at_sk_send_sigurg(struct sock *sk)
 {
 	void *tp = TCP(sk);
 	struct position *position = tp ? position_of(tp) : 0;
@@ -577,6 +557,27 @@ PROBE(sk_send_sigurg)
 		position->urgent = 1;
 	return 0;
 }
+
+/* Functions of the kernel whose first argument is the socket, at their entry. */
+#ifdef PROBE_FENTRY
+#define PROBE(function)                                                                            \
+	KFUNC_PROBE(function, struct sock *sk)                                                     \
+	{                                                                                          \
+		return at_##function(sk);                                                          \
+	}
+#else
+#define PROBE(function)                                                                            \
+	int kprobe__##function(struct pt_regs *ctx)                                                \
+	{                                                                                          \
+		return at_##function((struct sock *)PT_REGS_PARM1(ctx));                           \
+	}
+#endif
+/* bcc 0.18 puts a function's section in front of the macro, so each makes one function. */
+PROBE(release_sock)
+PROBE(__tcp_close)
+PROBE(__release_sock)
+PROBE(tcp_disconnect)
+PROBE(sk_send_sigurg)
 
 #ifdef HAVE_BTF
 struct tcp_iteration {

@@ -56,12 +56,11 @@ def exact(tracers, reference, request):
         assert truth, "no traffic"
         ports = {key[1:] for key in truth}
         settle(*tracers.values())
+        rows = {kind: tracer.rows() for kind, tracer in tracers.items()}
         if reference:
-            ours = {kind: tracer.rows() for kind, tracer in tracers.items()}
-            reference.compare(request.node.name, truth, ours)
+            reference.compare(request.node.name, truth, rows)
         for kind, tracer in tracers.items():
-            rows = tracer.rows()
-            ours = {key: value for key, value in rows.items() if key[1:] in ports and any(value)}
+            ours = {key: moved for key, moved in rows[kind].items() if key[1:] in ports}
             assert (kind, ours) == (kind, truth)
             assert tracer.missed == 0, kind
 

@@ -339,7 +339,7 @@ class IoUring:
             pytest.skip("kernel: no io_uring")
         # struct io_uring_params: sq_entries, cq_entries, 8 more; then the two offset tables.
         self.sq, self.cq = parameters[10:20], parameters[20:30]
-        size = max(self.sq[6] + 8 * 4, self.cq[5] + parameters[1] * 16) + 4096
+        size = max(self.sq[6] + 8 * 4, self.cq[5] + parameters[1] * 16)
         self.rings = mmap.mmap(self.fd, size, offset=0)
         self.entries = mmap.mmap(self.fd, 8 * 64, offset=0x10000000)
 
