@@ -73,6 +73,7 @@ struct share {
 	u64 tx_bytes;
 	u32 interval;
 	u32 pid;
+	u32 quick_pid; /* the same, unless urgent data calls for a closer look */
 };
 
 /* What is kept of a socket while it lives. */
@@ -440,8 +441,8 @@ static __always_inline void look(struct sock *sk, bool closing)
 	state = FIELD(u8, tp, OFFSET_skc_state);
 
 	/* The common case, in as few instructions as it takes: the same process goes on. */
-	if (!closing && share->interval == interval && share->pid == pid &&
-	    state == TCP_ESTABLISHED && !position->urgent && task_matches(pid)) {
+	if (!closing && share->interval == interval && share->quick_pid == pid &&
+	    state == TCP_ESTABLISHED && task_matches(pid)) {
 		write_seq = FIELD(u32, tp, OFFSET_write_seq);
 		if (write_seq != position->write_seq) {
 			share->tx_bytes += (u32)(write_seq - position->write_seq);
@@ -492,6 +493,7 @@ static __always_inline void look(struct sock *sk, bool closing)
 		share->tx_bytes = 0;
 	}
 	if (share->pid == pid) {
+		share->quick_pid = position->urgent ? 0 : pid;
 		share->rx_bytes += rx;
 		share->tx_bytes += tx;
 	} else {
@@ -553,8 +555,11 @@ static __always_inline int at_sk_send_sigurg(struct sock *sk)
 	void *tp = TCP(sk);
 	struct position *position = tp ? position_of(tp) : 0;
 
-	if (position)
+	if (position) {
 		position->urgent = 1;
+		position->shares[0].quick_pid = 0;
+		position->shares[1].quick_pid = 0;
+	}
 	return 0;
 }
 
