@@ -44,7 +44,7 @@ time.sleep(1e6)
 
 
 class Subject(NamedTuple):
-    """Something to measure: its command line, without and with an interval."""
+    """Something to measure: its command line, without the interval that a tcptop takes."""
 
     name: str
     command: list[str]
@@ -120,7 +120,6 @@ class Running:
             assert self._process.stdout and self._process.stdout.readline(), subject
         else:
             time.sleep(INTERVAL / 4)
-        self.began = time.monotonic()
         self.start = used(self.pid)
 
     def interval(self) -> int:

@@ -11,6 +11,10 @@ import tcptop
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MANUAL = (ROOT / "man" / "tcptop.8").read_text(encoding="utf-8")
+COMPLETIONS = {
+    name: (ROOT / "completions" / name).read_text(encoding="utf-8")
+    for name in ("tcptop.bash", "_tcptop")
+}
 
 ACTIONS = [action for action in tcptop.create_parser()._actions if action.dest != "ebpf"]
 OPTIONS = [option for action in ACTIONS for option in action.option_strings]
@@ -43,6 +47,16 @@ def test_option_is_documented(option):
     tags = re.findall(r"^\.TP\n(.*)", section(MANUAL, ".SH OPTIONS"), re.M)
     assert names("\n".join(tags).replace("\\-", "-"), option)
     assert names(tcptop.create_parser().format_help(), option)
+
+
+def test_completions_offer_the_options_and_choices_of_the_parser():
+    [bash] = re.findall(r"-W '(-h[^']*)'", COMPLETIONS["tcptop.bash"])
+    # Specifications for zsh, without help texts and lists of what they exclude.
+    zsh = re.sub(r"_arguments.*|\[[^]\n]*\]|'\([^)]*\)", " ", COMPLETIONS["_tcptop"])
+    assert sorted(bash.split()) == sorted(OPTIONS)
+    assert sorted(re.findall(r"(?<!\w)-[\w-]+", zsh)) == sorted(OPTIONS)
+    for text in COMPLETIONS.values():
+        assert [action.dest for action in ACTIONS if " ".join(action.choices or ()) not in text] == []
 
 
 def test_options_table_has_the_words_of_the_help():
