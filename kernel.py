@@ -40,11 +40,16 @@ FIELDS = {
         "urg_data",
         "urg_seq",
     ),
-    "task_struct": ("flags", "group_leader", "comm", "nsproxy"),
+    "task_struct": ("flags", "group_leader", "comm", "nsproxy", "cgroups"),
     "nsproxy": ("mnt_ns",),
     "mnt_namespace": ("ns",),
     "ns_common": ("inum",),
+    "css_set": ("dfl_cgrp",),
+    "cgroup": ("level",),
 }
+# Fields that some kernels have. ancestor_ids, up to Linux 6.0, is for --cgroup: a helper
+# tells the same, but not to the tracing programs of 5.10.
+OPTIONAL_FIELDS = {"cgroup": ("ancestor_ids",)}
 
 # capability(7): what loading and reading tracing programs takes since Linux 5.8, by bit.
 CAPABILITIES = {"CAP_BPF": 39, "CAP_PERFMON": 38}
@@ -138,18 +143,23 @@ class Btf:
 
 
 def field_offsets(btf: Btf) -> dict[str, int]:
-    """Bytes from the start of its structure to each of FIELDS.
+    """Bytes from the start of its structure to each of FIELDS, and of OPTIONAL_FIELDS if there.
 
     Raises KernelError if the kernel has no such field.
     """
     offsets = {}
-    for struct, fields in FIELDS.items():
+    for struct, field in [
+        (struct, field)
+        for group in (FIELDS, OPTIONAL_FIELDS)
+        for struct, fields in group.items()
+        for field in fields
+    ]:
         type_id = btf.struct(struct)
-        for field in fields:
-            offset = btf.offset(type_id, field) if type_id else None
-            if offset is None:
-                raise KernelError(f"this kernel's struct {struct} has no {field}; please report it")
+        offset = btf.offset(type_id, field) if type_id else None
+        if offset is not None:
             offsets[field] = offset
+        elif field not in OPTIONAL_FIELDS.get(struct, ()):
+            raise KernelError(f"this kernel's struct {struct} has no {field}; please report it")
     return offsets
 
 

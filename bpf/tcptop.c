@@ -156,7 +156,14 @@ static __always_inline bool task_matches(u32 pid)
 {
 	if (!(PID_MATCHES(pid)))
 		return false;
-#ifdef CGROUP_ID
+#if defined(CGROUP_ID) && defined(OFFSET_ancestor_ids)
+	void *set = FETCH(void *, bpf_get_current_task(), OFFSET_cgroups);
+	void *cgroup = FETCH(void *, set, OFFSET_dfl_cgrp);
+	u32 at = OFFSET_ancestor_ids + CGROUP_LEVEL * sizeof(u64);
+
+	if (FETCH(int, cgroup, OFFSET_level) < CGROUP_LEVEL || FETCH(u64, cgroup, at) != CGROUP_ID)
+		return false;
+#elif defined(CGROUP_ID)
 	if (bpf_get_current_ancestor_cgroup_id(CGROUP_LEVEL) != CGROUP_ID)
 		return false;
 #endif

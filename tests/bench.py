@@ -25,6 +25,9 @@ INTERVAL = 120
 EVENTS = 1000
 MESSAGE = b"x" * 64
 
+# The kernel is busy for some seconds with what it puts off when programs are attached.
+AFTERMATH = 60
+
 # Programs that do nothing: what the kernel takes for calling any.
 FLOORS = {
     "floor, fentry": "KFUNC_PROBE(tcp_sendmsg) { return 0; } KRETFUNC_PROBE(tcp_sendmsg)"
@@ -161,6 +164,7 @@ def measure(subject: Subject, rows: int, runs: int) -> dict[str, Optional[float]
     for _ in range(runs):
         with running(subject) as one:
             starts.append(one.start)
+            time.sleep(AFTERMATH)
             events.append(event())
     found["event"], found["start"] = min(events), min(starts)
     if subject.is_tcptop and not subject.name.endswith("another"):
