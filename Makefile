@@ -6,7 +6,14 @@ VM = $(PYTHON) tests/vm.py
 SOURCES = *.py tests
 GUEST = $(VM) run --release $(RELEASE) --timeout 1500
 
-.PHONY: run test lint unit guest compare soak bench matrix
+# Where to install: distributions add a suffix to the command's name.
+PREFIX = /usr/local
+SUFFIX =
+NAME = tcptop$(SUFFIX)
+SHARE = $(DESTDIR)$(PREFIX)/share
+ZSH = $(SHARE)/zsh/site-functions
+
+.PHONY: run test lint unit guest compare soak bench matrix deb install uninstall
 
 $(PYTHON):
 	apt-get -q update && apt-get -q install -y --no-install-recommends python3
@@ -20,7 +27,7 @@ test: lint unit
 lint: $(PYTHON)
 	$(VM) tool -- ruff check $(SOURCES)
 	$(VM) tool -- ruff format --check $(SOURCES)
-	$(VM) tool -- mypy *.py tests/vm.py
+	$(VM) tool -- mypy *.py tests/*.py
 	$(VM) tool -- clang-format --dry-run -Werror bpf/*.c
 
 unit: $(PYTHON)
@@ -42,5 +49,33 @@ soak: $(PYTHON)
 bench: $(PYTHON)
 	$(GUEST) --icount -- $(PYTHON) tests/bench.py $(ARGS)
 
-matrix: $(PYTHON)
-	for release in $(RELEASES); do $(MAKE) guest RELEASE=$$release || exit 1; done
+# The package, built here, on the kernel, Python and bcc of each release, without headers.
+matrix: deb
+	$(PYTHON) tests/matrix.py $(RELEASES)
+
+# dist/tcptop-bpfcc_VERSION_all.deb
+deb: $(PYTHON)
+	$(VM) install debhelper dh-python dpkg-dev lintian
+	rm -rf dist
+	mkdir -p dist/tcptop
+	tar -c --exclude-vcs --exclude=./dist --exclude=__pycache__ . | tar -x -C dist/tcptop
+	cd dist/tcptop && dpkg-buildpackage -us -uc -b
+	rm -r dist/tcptop
+	lintian --allow-root --fail-on error,warning dist/*.changes
+
+install:
+	install -d $(DESTDIR)$(PREFIX)/sbin $(SHARE)/$(NAME) $(SHARE)/man/man8 $(ZSH) \
+	    $(SHARE)/bash-completion/completions
+	install -m 644 kernel.py probes.py report.py screen.py session.py $(SHARE)/$(NAME)
+	install -m 755 tcptop.py $(SHARE)/$(NAME)
+	cp -r bpf $(SHARE)/$(NAME)
+	ln -sf ../share/$(NAME)/tcptop.py $(DESTDIR)$(PREFIX)/sbin/$(NAME)
+	install -m 644 man/tcptop.8 $(SHARE)/man/man8/$(NAME).8
+	sed '$$s/tcptop$$/$(NAME)/' completions/tcptop.bash \
+	    >$(SHARE)/bash-completion/completions/$(NAME)
+	sed '1s/tcptop$$/$(NAME)/' completions/_tcptop >$(ZSH)/_$(NAME)
+
+uninstall:
+	rm -rf $(SHARE)/$(NAME)
+	rm -f $(DESTDIR)$(PREFIX)/sbin/$(NAME) $(SHARE)/man/man8/$(NAME).8 $(ZSH)/_$(NAME) \
+	    $(SHARE)/bash-completion/completions/$(NAME)

@@ -283,6 +283,8 @@ def create_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Virtual machines for tests that trace.")
     commands = parser.add_subparsers(dest="action", required=True)
     commands.add_parser("setup", help="install what the other commands need")
+    one = commands.add_parser("install", help="install Debian packages on this machine")
+    one.add_argument("packages", nargs="+", metavar="PACKAGE")
     one = commands.add_parser("tool", help="run a tool of tests/requirements.txt on this machine")
     one.add_argument("command", nargs="+", metavar="-- TOOL ARGUMENT", help="e.g. -- ruff check .")
     one = commands.add_parser("demo", help="run tcptop with some traffic to look at")
@@ -313,6 +315,8 @@ def main() -> int:
     try:
         if options.action == "setup":
             setup()
+        elif options.action == "install":
+            install(options.packages)
         elif options.action == "build":
             print(build(options.release))
         elif options.action == "tool":
