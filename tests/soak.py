@@ -19,7 +19,7 @@ HOSTS = 8  # addresses, so that no port has to be used twice
 
 def sessions(count: int, server: socket.socket) -> dict[tuple[str, int], int]:
     """Make and end sessions; what each client sent, by remote address and local port."""
-    sent = {}
+    sent: dict[tuple[str, int], int] = {}
     port = server.getsockname()[1]
     for number in range(count):
         host = f"127.0.0.{2 + number % HOSTS}"
@@ -83,14 +83,13 @@ def watch(kind: str, interval: str, rounds: int, count: int) -> None:
 def main() -> None:
     """Run what the command line asks for, with both kinds of probe."""
     parser = argparse.ArgumentParser(description="Many short sessions.")
-    parser.add_argument("--one-interval", type=int, default=50000, metavar="SESSIONS")
-    parser.add_argument(
-        "--rounds", type=int, default=4, metavar="N", help="of as many, each second"
-    )
+    add = parser.add_argument
+    add("--sessions", type=int, default=50000, metavar="N", help="in one interval and in a round")
+    add("--rounds", type=int, default=4, metavar="N", help="with an interval of a second")
     options = parser.parse_args()
     for kind in ("fentry", "kprobe"):
-        watch(kind, "100000", 1, options.one_interval)
-        watch(kind, "1", options.rounds, options.one_interval)
+        watch(kind, "100000", 1, options.sessions)
+        watch(kind, "1", options.rounds, options.sessions)
     print("every session, and every byte")
 
 
