@@ -9,6 +9,7 @@ to about a tenth of a per cent. Each is the least of several runs.
 import argparse
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -129,13 +130,11 @@ class Running:
         """Instructions until the end of the next output."""
         before = used(self.pid)
         assert self._process.stdout
-        os.set_blocking(self._process.stdout.fileno(), False)
-        end = time.monotonic() + INTERVAL
-        seen = b""
-        while time.monotonic() < end:
-            seen += self._process.stdout.read(1 << 20) or b""
-            time.sleep(0.5)
-        assert seen, "no output"
+        patience = 2 * INTERVAL
+        while select.select([self._process.stdout], [], [], patience)[0]:
+            assert self._process.stdout.read(1 << 20), "it has ended"
+            patience = 10
+        assert patience < INTERVAL, "no output"
         return used(self.pid) - before
 
     def stop(self) -> None:
