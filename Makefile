@@ -13,7 +13,7 @@ NAME = tcptop$(SUFFIX)
 SHARE = $(DESTDIR)$(PREFIX)/share
 ZSH = $(SHARE)/zsh/site-functions
 
-.PHONY: run test lint unit guest compare soak bench matrix deb install uninstall
+.PHONY: run test lint unit guest compare soak examples picture bench matrix deb install uninstall
 
 $(PYTHON):
 	apt-get -q update && apt-get -q install -y --no-install-recommends python3
@@ -44,6 +44,17 @@ compare: $(PYTHON)
 # A great many short sessions; it takes an hour.
 soak: $(PYTHON)
 	$(VM) run --release $(RELEASE) --timeout 7200 -- $(PYTHON) tests/soak.py $(ARGS)
+
+# What the documents show, anew from real runs.
+examples: $(PYTHON)
+	mkdir -p dist
+	$(VM) run --traffic -- $(PYTHON) tests/guest/examples.py >dist/examples
+	mv dist/examples man/tcptop_example.txt
+
+picture: $(PYTHON)
+	mkdir -p dist
+	$(VM) tool -- python tests/picture.py >dist/picture
+	mv dist/picture man/tcptop.svg
 
 # One CPU whose nanoseconds are instructions.
 bench: $(PYTHON)

@@ -3,12 +3,11 @@
 """A picture of the live view for the README, from a real run: `make picture`, as SVG on stdout."""
 
 import html
-import shlex
 import subprocess
 import sys
 
 import pyte
-from vm import CHECKOUT, DEMO, PYTHON
+from vm import CHECKOUT, PYTHON
 
 sys.path.insert(0, str(CHECKOUT))
 
@@ -21,8 +20,8 @@ FONT_SIZE, LINE_HEIGHT, CHARACTER = 14, 18, 8.43  # pixels
 def capture() -> bytes:
     """What tcptop writes to a terminal of a guest with some traffic."""
     live = f"stty rows {LINES} cols {COLUMNS}; exec {PYTHON} tcptop.py 1 5"
-    command = ["sh", "-c", DEMO, "demo", "env", "TERM=xterm", "script", "-qec", live, "/dev/null"]
-    run = [sys.executable, "tests/vm.py", "run", "--", shlex.join(command)]
+    command = ["env", "TERM=xterm", "script", "-qec", live, "/dev/null"]
+    run = [sys.executable, "tests/vm.py", "run", "--traffic", "--", *command]
     return subprocess.run(run, check=True, stdout=subprocess.PIPE).stdout
 
 

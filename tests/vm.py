@@ -226,6 +226,8 @@ def run(options: argparse.Namespace, command: str) -> int:
         stack.enter_context(locked(root, fcntl.LOCK_SH))
         shared = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tcptop-vm-")))
         console, result = shared / "console", shared / "status"
+        if options.traffic:
+            command = shlex.join(["sh", "-c", DEMO, "demo", "sh", "-c", command])
         script = PROLOGUE + (HIDE_HEADERS if options.no_headers else "")
         script += f"sh -c {shlex.quote(command)} </dev/null\necho $? >/run/vm/status\n"
         (shared / "script").write_text(script, encoding="utf-8")
@@ -266,16 +268,16 @@ def run(options: argparse.Namespace, command: str) -> int:
 
 def demo(arguments: list[str]) -> int:
     """Show tcptop with some traffic, on this machine if its kernel can be traced."""
-    show = ["sh", "-c", DEMO, "demo", PYTHON, "tcptop.py", *arguments]
+    show = [PYTHON, "tcptop.py", *arguments]
     if " register_kprobe\n" in Path("/proc/kallsyms").read_text(encoding="ascii"):
         install(DEMO_PACKAGES)
-        status = subprocess.call(show, cwd=CHECKOUT)
+        status = subprocess.call(["sh", "-c", DEMO, "demo", *show], cwd=CHECKOUT)
         if status != 1:
             return status
         say("so it runs in a virtual machine instead")
     else:
         say("this kernel has no kprobes, so tcptop runs in a virtual machine")
-    return run(create_parser().parse_args(["run", "tcptop"]), shlex.join(show))
+    return run(create_parser().parse_args(["run", "--traffic", "tcptop"]), shlex.join(show))
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -300,6 +302,7 @@ def create_parser() -> argparse.ArgumentParser:
     add("--timeout", type=float, default=1800, metavar="SECONDS", help="(default: %(default)s)")
     add("--icount", action="store_true", help="one CPU whose nanoseconds are instructions")
     add("--kvm", action="store_true", help="hardware virtualization, where it works")
+    add("--traffic", action="store_true", help="with some traffic to look at, as the demo has")
     add("--no-headers", action="store_true", help="hide the kernel headers")
     add("--rw", type=Path, metavar="DIRECTORY", help="writable in the guest, as /out")
     add("command", nargs="+", metavar="-- COMMAND",

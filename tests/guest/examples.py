@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run the commands of man/tcptop_example.txt and print it with what they print now.
+
+Runs in a guest with traffic: `make examples`. A command is a line that begins with "    # ",
+with those that begin with "    > " as its continuation; what is indented below is its output.
+"""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+EXAMPLES = pathlib.Path("man/tcptop_example.txt")
+INDENT = " " * 4
+COMMAND = re.compile(r"^    # .*\n(?:    > .*\n)*", re.M)
+
+
+def output(command):
+    """What a command prints, indented."""
+    line = "\n".join(part[len(INDENT) + 2 :] for part in command.splitlines())
+    run = subprocess.run(
+        ["bash", "-c", line],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=True,
+    )
+    print(line, "->", len(run.stdout), file=sys.stderr)
+    return "".join(f"{INDENT}{line}".rstrip() + "\n" for line in run.stdout.splitlines())
+
+
+def main():
+    tools = pathlib.Path("/tmp/bin")
+    tools.mkdir()
+    (tools / "tcptop").symlink_to(pathlib.Path("tcptop.py").resolve())
+    os.environ["PATH"] += f":{tools}"
+    web = pathlib.Path("/sys/fs/cgroup/web")
+    web.mkdir()
+    server = subprocess.check_output(["pgrep", "-f", "http.server"], text=True).split()[0]
+    (web / "cgroup.procs").write_text(server)
+
+    text = re.sub(
+        r"^(?:    (?![#>] ).*\n|\n(?=    (?![#>] )))+", "", EXAMPLES.read_text(), flags=re.M
+    )
+    sys.stdout.write(COMMAND.sub(lambda found: found[0] + output(found[0]), text))
+
+
+if __name__ == "__main__":
+    main()
