@@ -29,6 +29,8 @@ lint: $(PYTHON)
 	$(VM) tool -- ruff format --check $(SOURCES)
 	$(VM) tool -- mypy *.py tests/*.py
 	$(VM) tool -- clang-format --dry-run -Werror bpf/*.c
+	mandoc -T lint -W warning man/*.8
+	! MANROFFSEQ= LC_ALL=C.UTF-8 man --warnings -E UTF-8 -l man/*.8 2>&1 >/dev/null | grep .
 
 unit: $(PYTHON)
 	$(VM) tool -- pytest -q tests/unit

@@ -33,8 +33,8 @@ CONSOLE_TAIL = 60  # lines
 HASH_LENGTH = 12
 
 HOST_PACKAGES = [
-    "binutils", "busybox-static", "ca-certificates", "file", "kmod", "mmdebstrap", "python3-venv",
-    "qemu-system-x86",
+    "binutils", "busybox-static", "ca-certificates", "file", "kmod", "man-db", "mandoc",
+    "mmdebstrap", "python3-venv", "qemu-system-x86",
 ]  # fmt: skip
 DEMO_PACKAGES = ["curl", "iperf3", "python3-bpfcc"]
 GUEST_PACKAGES = [
