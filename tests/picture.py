@@ -19,7 +19,7 @@ FONT_SIZE, LINE_HEIGHT, CHARACTER = 14, 18, 8.43  # pixels
 
 def capture() -> bytes:
     """What tcptop writes to a terminal of a guest with some traffic."""
-    live = f"stty rows {LINES} cols {COLUMNS}; exec {PYTHON} tcptop.py 1 5"
+    live = f"stty rows {LINES} cols {COLUMNS}; exec {PYTHON} tcptop.py 2 4"
     command = ["env", "TERM=xterm", "script", "-qec", live, "/dev/null"]
     run = [sys.executable, "tests/vm.py", "run", "--traffic", "--", *command]
     return subprocess.run(run, check=True, stdout=subprocess.PIPE).stdout
