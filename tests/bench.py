@@ -24,6 +24,7 @@ OURS = [sys.executable, str(Path(__file__).resolve().parent.parent / "tcptop.py"
 # guest that is idle jumps to its next timer.
 INTERVAL = 120
 EVENTS = 1000
+KINDS = ("fentry", "kprobe")
 MESSAGE = b"x" * 64
 
 # The kernel is busy for some seconds with what it puts off when programs are attached.
@@ -55,6 +56,11 @@ class Subject(NamedTuple):
     is_tcptop: bool = True
 
 
+def ours(kind: str) -> Subject:
+    """This checkout's tcptop with a kind of probe."""
+    return Subject(f"ours, {kind}", [*OURS, "-C", "--probe", kind])
+
+
 def subjects() -> list[Subject]:
     """Everything that is compared, as far as this guest has it."""
     stub = str(Path(OURS[1]).parent / "bpf/stub")
@@ -66,8 +72,7 @@ def subjects() -> list[Subject]:
     found.append(Subject("reference", [sys.executable, "-u", "/usr/sbin/tcptop-bpfcc", "-C"]))
     if os.path.exists("/usr/sbin/tcptop"):  # newer releases do not have it
         found.append(Subject("libbpf-tools", ["/usr/sbin/tcptop", "-C"]))
-    for kind in ("fentry", "kprobe"):
-        found.append(Subject(f"ours, {kind}", [*OURS, "-C", "--probe", kind]))
+    found += [ours(kind) for kind in KINDS]
     found.append(Subject("ours, fentry, -p another", [*OURS, "-C", "-p", "1"]))
     return found
 
@@ -85,9 +90,12 @@ def peak(pid: int) -> int:
     raise LookupError("VmHWM")
 
 
-def connect(count: int) -> list[tuple[socket.socket, socket.socket]]:
+Pairs = list[tuple[socket.socket, socket.socket]]
+
+
+def connect(count: int) -> Pairs:
     """So many connected pairs."""
-    with socket.create_server(("127.0.0.1", 0), backlog=count) as server:
+    with socket.create_server(("127.0.0.1", 0)) as server:
         pairs = []
         for _ in range(count):
             client = socket.create_connection(server.getsockname())
@@ -172,15 +180,42 @@ def measure(subject: Subject, rows: int, runs: int) -> dict[str, Optional[float]
             found["idle"] = one.interval()
             pairs = connect(rows // 2)
             one.interval()
-            for client, server in pairs:
-                client.send(MESSAGE)
-                server.recv(64)
+            visit(pairs)
             found["row"] = (one.interval() - (found["idle"] or 0)) / rows
             found["peak"] = peak(one.pid)
             for both in pairs:
                 for sock in both:
                     sock.close()
     return found
+
+
+def visit(pairs: Pairs) -> float:
+    """Instructions for one send and one recv, the average over a pair of sockets each."""
+    began = time.perf_counter_ns()
+    for client, server in pairs:
+        client.send(MESSAGE)
+        server.recv(64)
+    return (time.perf_counter_ns() - began) / len(pairs)
+
+
+def growth(line: str) -> None:
+    """How the cost of an event and of a row depends on the number of sessions; print it."""
+    print(line.format("", "sessions", "first", "again", "a row, k", ""), flush=True)
+    for count in (1, 100, 10000, 50000):
+        pairs = connect(count // 2 or 1)
+        visit(pairs)
+        bare = visit(pairs)
+        for kind in KINDS:
+            with running(ours(kind)) as one:
+                time.sleep(AFTERMATH)
+                idle = one.interval()
+                first, again = visit(pairs) - bare, visit(pairs) - bare
+                row = (one.interval() - idle) / (2 * len(pairs))
+            figures = (shown(first), shown(again), shown(row, 1e3, 1))
+            print(line.format(f"ours, {kind}", 2 * len(pairs), *figures, ""), flush=True)
+        for both in pairs:
+            for sock in both:
+                sock.close()
 
 
 def shown(value: Optional[float], scale: float = 1, digits: int = 0) -> str:
@@ -193,14 +228,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What tracing costs, in instructions.")
     parser.add_argument("--rows", type=int, default=8000, help="(default: %(default)s)")
     parser.add_argument("--runs", type=int, default=3, help="(default: %(default)s)")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="subjects with this in their name"
+    )
+    parser.add_argument("--growth", action="store_true", help="by the number of sessions instead")
     options = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
+    line = "{:26} {:>8} {:>9} {:>9} {:>9} {:>8}"
+    if options.growth:
+        growth(line)
+        return
     bare = event()
     print(f"one 64-byte send and recv without tracing: {shown(bare)} instructions", flush=True)
-    line = "{:26} {:>8} {:>9} {:>9} {:>9} {:>8}"
     print(line.format("", "an event", "start, M", "idle, M", "a row, k", "peak, MB"), flush=True)
-    for subject in subjects():
+    for subject in [subject for subject in subjects() if options.only in subject.name]:
         found: dict[str, Any] = measure(subject, options.rows, options.runs)
         print(
             line.format(
