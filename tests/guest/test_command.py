@@ -185,6 +185,19 @@ def test_without_privileges():
     assert re.fullmatch(r"tcptop: tracing needs root.*\n", result.stderr)
 
 
+def test_with_no_more_than_its_capabilities():
+    """A user with CAP_BPF and CAP_PERFMON; before Linux 5.11 maps count as locked memory."""
+    wanted = "-all,+bpf,+perfmon,+sys_resource"
+    caps = ["--inh-caps", wanted, "--ambient-caps", wanted, "--bounding-set", wanted]
+    nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", *caps]
+    with traffic() as [(port, _), _]:
+        result = subprocess.run(
+            [*nobody, *COMMAND, "-CS", "1", "1"], check=False, text=True, capture_output=True
+        )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert f"127.0.0.1:{port} " in result.stdout
+
+
 def test_bcc_missing(tmp_path):
     (tmp_path / "bcc.py").write_text("raise ImportError('none')\n")
     result = tcptop("1", "1", env={**os.environ, "PYTHONPATH": str(tmp_path)})
