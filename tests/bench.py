@@ -68,10 +68,10 @@ def subjects() -> list[Subject]:
         Subject(name, [sys.executable, "-c", HOLD, stub, text], False)
         for name, text in FLOORS.items()
     ]
-    # Python's output is held back when it is no terminal.
+    # Both hold their output back when it is no terminal.
     found.append(Subject("reference", [sys.executable, "-u", "/usr/sbin/tcptop-bpfcc", "-C"]))
     if os.path.exists("/usr/sbin/tcptop"):  # newer releases do not have it
-        found.append(Subject("libbpf-tools", ["/usr/sbin/tcptop", "-C"]))
+        found.append(Subject("libbpf-tools", ["stdbuf", "-oL", "/usr/sbin/tcptop", "-C"]))
     found += [ours(kind) for kind in KINDS]
     found.append(Subject("ours, fentry, -p another", [*OURS, "-C", "-p", "1"]))
     return found
