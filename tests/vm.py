@@ -70,10 +70,12 @@ HIDE_HEADERS = "mount -t tmpfs none /usr/src\n"
 # Something to look at while "$@" runs.
 DEMO = """\
 exec 3>&1 4>&2 >/dev/null 2>&1
+web=http://127.0.0.1:38080
 python3 -m http.server --bind 127.0.0.1 --directory /usr/bin 38080 & pids=$!
-iperf3 --server --bind 127.0.0.1 --port 38081 & pids="$pids $!"
-while :; do curl -s http://127.0.0.1:38080/python3; sleep 0.1; done & pids="$pids $!"
-while :; do iperf3 -c 127.0.0.1 -p 38081 -b 50M; sleep 0.1; done & pids="$pids $!"
+iperf3 --server --bind ::1 --port 38081 & pids="$pids $!"
+while :; do curl -s --limit-rate 2M $web/python3; sleep 0.1; done & pids="$pids $!"
+while :; do curl -s $web/cat; sleep 0.1; done & pids="$pids $!"
+while :; do iperf3 -c ::1 -p 38081 -b 50M; sleep 0.1; done & pids="$pids $!"
 exec >&3 2>&4 3>&- 4>&-
 trap 'kill $pids' EXIT
 "$@"
