@@ -24,9 +24,10 @@ def output(command):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        check=True,
+        check=False,
     )
-    print(line, "->", len(run.stdout), file=sys.stderr)
+    if run.returncode:
+        sys.exit(f"{line}: status {run.returncode}\n{run.stdout}")
     return "".join(f"{INDENT}{line}".rstrip() + "\n" for line in run.stdout.splitlines())
 
 
