@@ -35,7 +35,7 @@ def main():
     tools = pathlib.Path("/tmp/bin")
     tools.mkdir()
     (tools / "tcptop").symlink_to(pathlib.Path("tcptop.py").resolve())
-    os.environ["PATH"] += f":{tools}"
+    os.environ["PATH"] = f"{tools}:{os.environ['PATH']}"  # libbpf-tools has one, too
     web = pathlib.Path("/sys/fs/cgroup/web")
     web.mkdir()
     server = subprocess.check_output(["pgrep", "-f", "http.server"], text=True).split()[0]
