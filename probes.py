@@ -274,17 +274,17 @@ class Probes:
 
     def _sessions(self, interval: int) -> list[Session]:
         """Take all rows of an interval that is over, and with them what the shares hold."""
-        shares = {}
+        rows, take = self._rows[interval % 2], self._lib.bpf_map_lookup_and_delete_batch
         if self.kind.storage:
             self._iterate(self._settling)
+            records = [row for _, row in self._entries(take, rows, USE, Session._fields)]
         else:
             shares = self._shares(interval)
-        sessions, rows = [], self._rows[interval % 2]
-        take = self._lib.bpf_map_lookup_and_delete_batch
-        for use, record in self._entries(take, rows, USE, Session._fields):
-            # Received and sent bytes are the first two fields.
-            sessions.append(Session._make(shares.get(use, record[:2]) + record[2:]))
-        return sessions
+            records = [
+                shares.get(use, row[:2]) + row[2:]  # the bytes are the first two fields
+                for use, row in self._entries(take, rows, USE, Session._fields)
+            ]
+        return list(map(Session._make, records))
 
     def _shares(self, interval: int) -> dict[tuple, tuple]:
         """Received and sent bytes in all sockets' shares of an interval, by USE."""

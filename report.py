@@ -5,9 +5,10 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
-from session import AF_INET, AF_INET6, Session, address, name
+from session import AF_INET, AF_INET6, KEPT, Session, address, name
 
 # Width of an address column and the suffix of its heading, by address family.
 FAMILIES = {AF_INET: (21, ""), AF_INET6: (32, "6")}
@@ -30,6 +31,7 @@ class Interval(NamedTuple):
     missed: int
 
 
+@lru_cache(maxsize=KEPT)
 def plain(comm: bytes) -> str:
     """A process' name that is safe in a terminal: `?` for all that is not printable."""
     return "".join(c if c.isprintable() and c != "\ufffd" else "?" for c in name(comm))
@@ -51,24 +53,32 @@ def heading(family: int) -> str:
     )
 
 
-def row(session: Session) -> str:
-    """A session's line in its family's table."""
-    width, _ = FAMILIES[session.family]
-    local = f"{address(session.family, session.laddr)}:{session.lport}"
-    remote = f"{address(session.family, session.raddr)}:{session.rport}"
-    return (
-        f"{session.pid:<7d} {plain(session.comm)[:12]:<12s} {local:<{width}s} {remote:<{width}s}"
-        f" {session.rx_bytes // 1024:>6d} {session.tx_bytes // 1024:>6d}"
-    )
+def rows(sessions: Iterable[Session], family: int) -> list[str]:
+    """The lines of a family's sessions in its table."""
+    width, _ = FAMILIES[family]
+    line = f"%-7d %-12.12s %-{width}s %-{width}s %6d %6d"
+    return [
+        line
+        % (
+            pid,
+            plain(comm),
+            f"{address(family, laddr)}:{lport}",
+            f"{address(family, raddr)}:{rport}",
+            rx_bytes >> 10,
+            tx_bytes >> 10,
+        )
+        for rx_bytes, tx_bytes, pid, own, lport, rport, laddr, raddr, comm in sessions
+        if own == family
+    ]
 
 
 def table(sessions: Sequence[Session]) -> list[str]:
     """The lines of the IPv4 and the IPv6 table, of each only if it has sessions."""
     lines = []
     for family in FAMILIES:
-        rows = [row(session) for session in sessions if session.family == family]
-        if rows:
-            lines += ([""] if family == AF_INET6 else []) + [heading(family), *rows]
+        found = rows(sessions, family)
+        if found:
+            lines += ([""] if family == AF_INET6 else []) + [heading(family), *found]
     return lines
 
 

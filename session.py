@@ -11,6 +11,9 @@ from typing import Any, Callable, NamedTuple
 
 AF_INET, AF_INET6 = int(socket.AF_INET), int(socket.AF_INET6)
 
+# Texts that are kept, because the next interval has most of them again.
+KEPT = 65536
+
 
 class Session(NamedTuple):
     """One process' use of one TCP session in one interval; struct session of bpf/tcptop.c.
@@ -73,23 +76,20 @@ def layout(kind: Any, fields: Sequence[str] = ()) -> struct.Struct:
 def ranked(sessions: Iterable[Session], order: str, limit: int) -> list[Session]:
     """The `limit` largest sessions by a sort order, largest first.
 
-    Ties are in the order of PID and ports, so that they keep their places from one
+    Ties are in the order of PID, family and ports, so that they keep their places from one
     interval to the next, whatever order the kernel's hash map gives them in.
     """
     size = SORT_ORDERS[order]
-
-    def key(session: Session) -> tuple[int, ...]:
-        return (-size(session), session.pid, session.lport, session.rport)
-
-    return nsmallest(limit, sessions, key)
+    return nsmallest(limit, sessions, lambda session: (-size(session), session[2:6]))
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=KEPT)
 def address(family: int, packed: bytes) -> str:
     """An address as text; `packed` as in Session."""
     return socket.inet_ntop(family, packed[:4] if family == AF_INET else packed)
 
 
+@lru_cache(maxsize=KEPT)
 def name(comm: bytes) -> str:
     """A process' name as text; bytes that are no UTF-8 become U+FFFD, nothing else changes."""
     return comm.split(b"\0", 1)[0].decode("utf-8", "replace")
