@@ -6,7 +6,7 @@ import ctypes
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Optional
 
@@ -275,45 +275,48 @@ class Probes:
     def _sessions(self, interval: int) -> list[Session]:
         """Take all rows of an interval that is over, and with them what the shares hold."""
         rows, take = self._rows[interval % 2], self._lib.bpf_map_lookup_and_delete_batch
+        row = layout(rows.Leaf, Session._fields)
+        sessions: list[Session] = []
         if self.kind.storage:
             self._iterate(self._settling)
-            records = [row for _, row in self._entries(take, rows, USE, Session._fields)]
-        else:
-            shares = self._shares(interval)
-            records = [
-                shares.get(use, row[:2]) + row[2:]  # the bytes are the first two fields
-                for use, row in self._entries(take, rows, USE, Session._fields)
-            ]
-        return list(map(Session._make, records))
+            for _, block in self._blocks(take, rows):
+                sessions += map(Session._make, row.iter_unpack(block))
+            return sessions
+        use, shares = layout(rows.Key, USE), self._shares(interval)
+        for keys, block in self._blocks(take, rows):
+            for key, record in zip(use.iter_unpack(keys), row.iter_unpack(block)):
+                # Received and sent bytes are the first two fields.
+                sessions.append(Session._make(shares.get(key, record[:2]) + record[2:]))
+        return sessions
 
     def _shares(self, interval: int) -> dict[tuple, tuple]:
         """Received and sent bytes in all sockets' shares of an interval, by USE."""
         shares, positions = {}, self._bpf["positions"]
+        socket, position = layout(positions.Key), layout(positions.Leaf, POSITION)
         # Each of the two shares has come as its members, so count from where they are not.
         born = POSITION.index("born") - len(POSITION)
         begin = interval % 2 * len(SHARE)
         end = begin + len(SHARE)
-        look = self._lib.bpf_map_lookup_batch
-        for (socket,), position in self._entries(look, positions, (), POSITION):
-            received, sent, number, pid, _ = position[begin:end]
-            if number == interval:
-                shares[socket, position[born], pid] = received, sent
+        for keys, block in self._blocks(self._lib.bpf_map_lookup_batch, positions):
+            for (key,), record in zip(socket.iter_unpack(keys), position.iter_unpack(block)):
+                received, sent, number, pid, _ = record[begin:end]
+                if number == interval:
+                    shares[key, record[born], pid] = received, sent
         return shares
 
-    def _entries(
-        self, fetch: Any, table: Any, key_fields: Sequence[str], fields: Sequence[str]
-    ) -> Iterator[tuple[tuple, tuple]]:
-        """Keys and values of all entries of a hash map; `fetch` is a batch call of libbpf."""
-        key, value = layout(table.Key, key_fields), layout(table.Leaf, fields)
-        keys = ctypes.create_string_buffer(BATCH * key.size)
-        values = ctypes.create_string_buffer(BATCH * value.size)
-        place = ctypes.create_string_buffer(max(key.size, ctypes.sizeof(ctypes.c_uint64)))
+    def _blocks(self, fetch: Any, table: Any) -> Iterator[tuple[memoryview, memoryview]]:
+        """Keys and values of all entries of a hash map, a block at a time, which is valid until
+        the next; `fetch` is a batch call of libbpf."""
+        key_size, value_size = ctypes.sizeof(table.Key), ctypes.sizeof(table.Leaf)
+        keys = ctypes.create_string_buffer(BATCH * key_size)
+        values = ctypes.create_string_buffer(BATCH * value_size)
+        place = ctypes.create_string_buffer(max(key_size, ctypes.sizeof(ctypes.c_uint64)))
         start, failed = None, 0
         while not failed:
             count = ctypes.c_uint32(BATCH)
             failed = fetch(table.map_fd, start, place, keys, values, ctypes.byref(count), None)
             start = place  # ENOENT, at the end, comes with the last entries
-            yield from zip(
-                key.iter_unpack(memoryview(keys)[: count.value * key.size]),
-                value.iter_unpack(memoryview(values)[: count.value * value.size]),
+            yield (
+                memoryview(keys)[: count.value * key_size],
+                memoryview(values)[: count.value * value_size],
             )

@@ -53,32 +53,38 @@ def heading(family: int) -> str:
     )
 
 
-def rows(sessions: Iterable[Session], family: int) -> list[str]:
-    """The lines of a family's sessions in its table."""
-    width, _ = FAMILIES[family]
-    line = f"%-7d %-12.12s %-{width}s %-{width}s %6d %6d"
-    return [
-        line
-        % (
-            pid,
-            plain(comm),
-            f"{address(family, laddr)}:{lport}",
-            f"{address(family, raddr)}:{rport}",
-            rx_bytes >> 10,
-            tx_bytes >> 10,
+class _Beginnings(dict):
+    """What stays the same of a session's line over the intervals, by Session[2:]."""
+
+    def __missing__(self, identity: tuple) -> str:
+        pid, family, lport, rport, laddr, raddr, comm = identity
+        width, _ = FAMILIES[family]
+        local, remote = (
+            f"{address(family, packed)}:{port}" for packed, port in ((laddr, lport), (raddr, rport))
         )
-        for rx_bytes, tx_bytes, pid, own, lport, rport, laddr, raddr, comm in sessions
-        if own == family
-    ]
+        if len(self) >= KEPT:
+            self.clear()  # most are of sessions that are gone
+        text = f"{pid:<7d} {plain(comm)[:12]:<12s} {local:<{width}s} {remote:<{width}s}"
+        self[identity] = text
+        return text
+
+
+_beginnings = _Beginnings()
+
+
+def row(session: Session) -> str:
+    """A session's line in its family's table."""
+    received, sent = str(session[0] >> 10), str(session[1] >> 10)
+    return f"{_beginnings[session[2:]]} {received.rjust(6)} {sent.rjust(6)}"
 
 
 def table(sessions: Sequence[Session]) -> list[str]:
     """The lines of the IPv4 and the IPv6 table, of each only if it has sessions."""
     lines = []
     for family in FAMILIES:
-        found = rows(sessions, family)
-        if found:
-            lines += ([""] if family == AF_INET6 else []) + [heading(family), *found]
+        rows = [row(session) for session in sessions if session.family == family]
+        if rows:
+            lines += ([""] if family == AF_INET6 else []) + [heading(family), *rows]
     return lines
 
 

@@ -76,11 +76,16 @@ def layout(kind: Any, fields: Sequence[str] = ()) -> struct.Struct:
 def ranked(sessions: Iterable[Session], order: str, limit: int) -> list[Session]:
     """The `limit` largest sessions by a sort order, largest first.
 
-    Ties are in the order of PID, family and ports, so that they keep their places from one
+    Ties are in the order of PID and ports, so that they keep their places from one
     interval to the next, whatever order the kernel's hash map gives them in.
     """
     size = SORT_ORDERS[order]
-    return nsmallest(limit, sessions, lambda session: (-size(session), session[2:6]))
+
+    def key(session: Session) -> int:  # compares faster than a tuple
+        ties = session.pid << 32 | session.lport << 16 | session.rport
+        return (-size(session) << 64) + ties
+
+    return nsmallest(limit, sessions, key)
 
 
 @lru_cache(maxsize=KEPT)

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from report import heading, rows, table
+from report import heading, row, table
 from screen import HELP, Screen, cut, fitting, frame, narrowed, usable, width
 from session import AF_INET, AF_INET6, Session, ranked
 
@@ -38,12 +38,6 @@ def some(ipv4, ipv6=0, first=1):
     """So many sessions of each family, the IPv6 ones being the smaller."""
     six = [session(first + n, AF_INET6) for n in range(ipv6)]
     return [session(first + ipv6 + n) for n in range(ipv4)][::-1] + six[::-1]
-
-
-def row(one):
-    """A session's line in its table."""
-    [line] = rows([one], one.family)
-    return line
 
 
 def whole(lines_and_status):
