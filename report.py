@@ -12,6 +12,9 @@ from session import AF_INET, AF_INET6, KEPT, Session, address, name
 
 # Width of an address column and the suffix of its heading, by address family.
 FAMILIES = {AF_INET: (21, ""), AF_INET6: (32, "6")}
+BEGINNINGS = {
+    family: f"%-7d %-12.12s %-{width}s %-{width}s" for family, (width, _) in FAMILIES.items()
+}
 IP_VERSION = {AF_INET: 4, AF_INET6: 6}
 
 CSV_HEADER = "TIME,PID,COMM,FAMILY,LADDR,LPORT,RADDR,RPORT,RX_BYTES,TX_BYTES\r\n"
@@ -58,13 +61,10 @@ class _Beginnings(dict):
 
     def __missing__(self, identity: tuple) -> str:
         pid, family, lport, rport, laddr, raddr, comm = identity
-        width, _ = FAMILIES[family]
-        local, remote = (
-            f"{address(family, packed)}:{port}" for packed, port in ((laddr, lport), (raddr, rport))
-        )
+        local, remote = address(family, laddr), address(family, raddr)
         if len(self) >= KEPT:
             self.clear()  # most are of sessions that are gone
-        text = f"{pid:<7d} {plain(comm)[:12]:<12s} {local:<{width}s} {remote:<{width}s}"
+        text = BEGINNINGS[family] % (pid, plain(comm), f"{local}:{lport}", f"{remote}:{rport}")
         self[identity] = text
         return text
 

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from heapq import nsmallest
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 AF_INET, AF_INET6 = int(socket.AF_INET), int(socket.AF_INET6)
 
@@ -34,12 +34,9 @@ class Session(NamedTuple):
     comm: bytes
 
 
-# Which bytes each sort order ranks by, largest first; the names are those of --sort.
-SORT_ORDERS: dict[str, Callable[[Session], int]] = {
-    "all": lambda session: session.rx_bytes + session.tx_bytes,
-    "sent": lambda session: session.tx_bytes,
-    "received": lambda session: session.rx_bytes,
-}
+# Which bytes each sort order ranks by, largest first, as factors of those received and sent;
+# the names are those of --sort.
+SORT_ORDERS = {"all": (1, 1), "sent": (0, 1), "received": (1, 0)}
 
 
 def _format(kind: Any) -> str:
@@ -79,11 +76,13 @@ def ranked(sessions: Iterable[Session], order: str, limit: int) -> list[Session]
     Ties are in the order of PID and ports, so that they keep their places from one
     interval to the next, whatever order the kernel's hash map gives them in.
     """
-    size = SORT_ORDERS[order]
+    received, sent = SORT_ORDERS[order]
 
-    def key(session: Session) -> int:  # compares faster than a tuple
-        ties = session.pid << 32 | session.lport << 16 | session.rport
-        return (-size(session) << 64) + ties
+    def key(session: Session) -> int:
+        # Runs for every session: one number compares faster than a tuple, and an index is
+        # faster than a name.
+        size = session[0] * received + session[1] * sent
+        return (-size << 64) + (session[2] << 32) + (session[4] << 16) + session[5]
 
     return nsmallest(limit, sessions, key)
 

@@ -4,6 +4,7 @@
 
 import argparse
 import contextlib
+import gc
 import io
 import os
 import select
@@ -138,7 +139,7 @@ def text_of(options: argparse.Namespace, sessions: list[Session], now: report.In
         return report.json_lines(shown, sessions, now)
     if options.csv:
         return report.csv_lines(shown, now)
-    return "\n" + report.summary(now) + "".join(line + "\n" for line in report.table(shown))
+    return "\n" + report.summary(now) + "\n".join([*report.table(shown), ""])
 
 
 def missed_note(missed: int) -> str:
@@ -170,6 +171,7 @@ def run(options: argparse.Namespace) -> None:
     if options.verbose:
         for note in probes.notes:
             complain(note)
+    gc.freeze()  # what bcc has made stays, and need not be looked through again and again
     view: Optional[Screen] = None
     if options.csv:
         say(report.CSV_HEADER)
