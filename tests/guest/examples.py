@@ -26,8 +26,8 @@ def output(command):
         text=True,
         check=False,
     )
-    if run.returncode:
-        sys.exit(f"{line}: status {run.returncode}\n{run.stdout}")
+    if not run.stdout:
+        sys.exit(f"{line}: status {run.returncode}")
     return "".join(f"{INDENT}{line}".rstrip() + "\n" for line in run.stdout.splitlines())
 
 
