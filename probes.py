@@ -269,7 +269,7 @@ class Probes:
             self._turn()
             found = self._sessions(self._interval - 1)
             # A row is made for bytes, so one without any has lost what it was made for.
-            sessions = [session for session in found if session.rx_bytes or session.tx_bytes]
+            sessions = [session for session in found if session[0] or session[1]]
             return sessions, new_missed + len(found) - len(sessions)
 
     def _sessions(self, interval: int) -> list[Session]:
