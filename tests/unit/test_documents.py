@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The README, the manual page, the help and the Makefile say the same as the command line."""
 
+import os
 import re
 from pathlib import Path
 
@@ -88,6 +89,10 @@ def test_readme_names_every_file_of_the_tree():
     paths = re.findall(r"^(\S+)  ", section(README, "## Layout"), re.M)
     assert {path.name for path in ROOT.glob("*.py")} <= set(paths)
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_the_command_can_be_run_from_the_checkout():
+    assert os.access(ROOT / "tcptop.py", os.X_OK)
 
 
 def test_commands_of_the_readme_are_targets():
