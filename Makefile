@@ -44,7 +44,7 @@ compare: $(PYTHON)
 	$(GUEST) -- env TCPTOP_COMPARE=1 python3 -m pytest -s -q -p no:cacheprovider \
 	    tests/guest/test_exact.py
 
-# A great many short sessions; it takes an hour.
+# A great many short sessions; it takes one or two hours.
 soak: $(PYTHON)
 	$(VM) run --release $(RELEASE) --timeout 7200 -- $(PYTHON) tests/soak.py $(ARGS)
 
