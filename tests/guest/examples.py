@@ -26,7 +26,7 @@ def output(command):
         text=True,
         check=False,
     )
-    if not run.stdout:
+    if run.returncode and not run.stdout:
         sys.exit(f"{line}: status {run.returncode}")
     return "".join(f"{INDENT}{line}".rstrip() + "\n" for line in run.stdout.splitlines())
 
