@@ -23,7 +23,7 @@ run: $(PYTHON)
 
 test: lint unit
 	$(MAKE) guest
-	$(MAKE) bench ARGS='--runs 1 --rows 200 --only fentry' # so that it keeps working
+	$(MAKE) bench ARGS='--runs 1 --rows 200 --only kprobe' # so that it keeps working
 
 lint: $(PYTHON)
 	$(VM) tool -- ruff check $(SOURCES)

@@ -165,7 +165,7 @@ def running(subject: Subject) -> Iterator[Running]:
 
 
 def measure(subject: Subject, rows: int, runs: int) -> dict[str, Optional[float]]:
-    """All figures of one subject."""
+    """All figures of one subject; of several runs, the least or the last."""
     events, starts = [], []
     found: dict[str, Optional[float]] = {}
     for _ in range(runs):
@@ -173,20 +173,19 @@ def measure(subject: Subject, rows: int, runs: int) -> dict[str, Optional[float]
             starts.append(one.start)
             time.sleep(AFTERMATH)
             events.append(event())
+            if subject.is_tcptop and not subject.name.endswith("another"):
+                one.interval()
+                found["idle"] = one.interval()
+                pairs = connect(rows // 2)
+                one.interval()
+                for what in ("new row", "row"):
+                    visit(pairs)
+                    found[what] = (one.interval() - (found["idle"] or 0)) / rows
+                found["peak"] = peak(one.pid)
+                for both in pairs:
+                    for sock in both:
+                        sock.close()
     found["event"], found["start"] = min(events), min(starts)
-    if subject.is_tcptop and not subject.name.endswith("another"):
-        with running(subject) as one:
-            one.interval()
-            found["idle"] = one.interval()
-            pairs = connect(rows // 2)
-            one.interval()
-            for what in ("new row", "row"):
-                visit(pairs)
-                found[what] = (one.interval() - (found["idle"] or 0)) / rows
-            found["peak"] = peak(one.pid)
-            for both in pairs:
-                for sock in both:
-                    sock.close()
     return found
 
 
