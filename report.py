@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from session import AF_INET, AF_INET6, KEPT, Session, address, name
+from session import AF_INET, AF_INET6, KEPT, Session, identify
 
 # Width of an address column and the suffix of its heading, by address family.
 FAMILIES = {AF_INET: (21, ""), AF_INET6: (32, "6")}
@@ -34,10 +34,9 @@ class Interval(NamedTuple):
     missed: int
 
 
-@lru_cache(maxsize=KEPT)
-def plain(comm: bytes) -> str:
+def plain(comm: str) -> str:
     """A process' name that is safe in a terminal: `?` for all that is not printable."""
-    return "".join(c if c.isprintable() and c != "\ufffd" else "?" for c in name(comm))
+    return "".join(c if c.isprintable() and c != "\ufffd" else "?" for c in comm)
 
 
 def summary(interval: Interval) -> str:
@@ -56,60 +55,53 @@ def heading(family: int) -> str:
     )
 
 
-class _Beginnings(dict):
-    """What stays the same of a session's line over the intervals, by Session[2:]."""
-
-    def __missing__(self, identity: tuple) -> str:
-        pid, family, lport, rport, laddr, raddr, comm = identity
-        local, remote = address(family, laddr), address(family, raddr)
-        if len(self) >= KEPT:
-            self.clear()  # most are of sessions that are gone
-        text = BEGINNINGS[family] % (pid, plain(comm), f"{local}:{lport}", f"{remote}:{rport}")
-        self[identity] = text
-        return text
-
-
-_beginnings = _Beginnings()
+@lru_cache(maxsize=KEPT)
+def beginning(identity: bytes) -> str:
+    """What stays the same of a session's line over the intervals."""
+    who = identify(identity)
+    local, remote = f"{who.laddr}:{who.lport}", f"{who.raddr}:{who.rport}"
+    return BEGINNINGS[who.family] % (who.pid, plain(who.comm), local, remote)
 
 
 def row(session: Session) -> str:
     """A session's line in its family's table."""
-    received, sent = str(session[0] >> 10), str(session[1] >> 10)
-    return f"{_beginnings[session[2:]]} {received.rjust(6)} {sent.rjust(6)}"
+    received, sent, identity = session
+    return f"{beginning(identity)} {str(received >> 10).rjust(6)} {str(sent >> 10).rjust(6)}"
 
 
 def table(sessions: Sequence[Session]) -> list[str]:
     """The lines of the IPv4 and the IPv6 table, of each only if it has sessions."""
     lines = []
     for family in FAMILIES:
-        rows = [row(session) for session in sessions if session.family == family]
+        rows = [row(session) for session in sessions if session.identity[0] == family]
         if rows:
             lines += ([""] if family == AF_INET6 else []) + [heading(family), *rows]
     return lines
 
 
 def json_lines(
-    sessions: Iterable[Session], everything: Iterable[Session], interval: Interval
+    sessions: Iterable[Session], everything: Sequence[Session], interval: Interval
 ) -> str:
     """The records of the sessions shown, and one of the interval that sums up `everything`."""
     stamp = {"time": round(interval.time, 3), "interval": round(interval.length, 3)}
-    records: list[dict] = [
-        {
-            "type": "session",
-            **stamp,
-            "pid": session.pid,
-            "comm": name(session.comm),
-            "family": IP_VERSION[session.family],
-            "laddr": address(session.family, session.laddr),
-            "lport": session.lport,
-            "raddr": address(session.family, session.raddr),
-            "rport": session.rport,
-            "rx_bytes": session.rx_bytes,
-            "tx_bytes": session.tx_bytes,
-        }
-        for session in sessions
-    ]
-    everything = list(everything)
+    records: list[dict] = []
+    for session in sessions:
+        who = identify(session.identity)
+        records.append(
+            {
+                "type": "session",
+                **stamp,
+                "pid": who.pid,
+                "comm": who.comm,
+                "family": IP_VERSION[who.family],
+                "laddr": who.laddr,
+                "lport": who.lport,
+                "raddr": who.raddr,
+                "rport": who.rport,
+                "rx_bytes": session.rx_bytes,
+                "tx_bytes": session.tx_bytes,
+            }
+        )
     records.append(
         {
             "type": "interval",
@@ -127,19 +119,10 @@ def json_lines(
 def csv_lines(sessions: Iterable[Session], interval: Interval) -> str:
     """A CSV record for each session; RFC 4180."""
     text = io.StringIO()
-    csv.writer(text).writerows(
-        (
-            f"{interval.time:.3f}",
-            session.pid,
-            plain(session.comm),
-            IP_VERSION[session.family],
-            address(session.family, session.laddr),
-            session.lport,
-            address(session.family, session.raddr),
-            session.rport,
-            session.rx_bytes,
-            session.tx_bytes,
-        )
-        for session in sessions
-    )
+    write = csv.writer(text).writerow
+    for session in sessions:
+        who = identify(session.identity)
+        local, remote = (who.laddr, who.lport), (who.raddr, who.rport)
+        process = (f"{interval.time:.3f}", who.pid, plain(who.comm), IP_VERSION[who.family])
+        write((*process, *local, *remote, session.rx_bytes, session.tx_bytes))
     return text.getvalue()

@@ -4,96 +4,113 @@
 import ctypes
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
-from heapq import nsmallest
+from heapq import nlargest
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 AF_INET, AF_INET6 = int(socket.AF_INET), int(socket.AF_INET6)
 
-# Texts that are kept, because the next interval has most of them again.
+# Sessions of which the decoded parts are kept, because the next interval has most of them again.
 KEPT = 65536
 
 
 class Session(NamedTuple):
-    """One process' use of one TCP session in one interval; struct session of bpf/tcptop.c.
+    """What one process moved over one TCP session in one interval, in bytes of payload.
 
-    Bytes are payload bytes. Addresses are 16 bytes in network byte order, of which IPv4
-    uses the first 4; ports are in host byte order; comm is NUL-padded and chosen by the
-    process, so it may hold any bytes.
+    `identity` tells whose it is: the packed struct identity of bpf/tcptop.c, see identify().
     """
 
     rx_bytes: int
     tx_bytes: int
-    pid: int
+    identity: bytes
+
+    @property
+    def family(self) -> int:
+        """AF_INET or AF_INET6."""
+        return self.identity[0]
+
+
+class Identity(NamedTuple):
+    """A process and a TCP session: ports are numbers, addresses and the process' name texts.
+
+    A process chooses its name, so `comm` may hold any characters; U+FFFD stands for bytes
+    that are no UTF-8.
+    """
+
     family: int
+    pid: int
     lport: int
     rport: int
-    laddr: bytes
-    raddr: bytes
-    comm: bytes
+    laddr: str
+    raddr: str
+    comm: str
 
 
-# Which bytes each sort order ranks by, largest first, as factors of those received and sent;
-# the names are those of --sort.
-SORT_ORDERS = {"all": (1, 1), "sent": (0, 1), "received": (1, 0)}
+IDENTITY = struct.Struct("!B3xIHH16s16s16s")
 
 
-def _format(kind: Any) -> str:
-    """The struct format of a ctypes type, without its byte order."""
-    if issubclass(kind, ctypes.Array):
-        if issubclass(kind._type_, ctypes.Structure):
-            return _format(kind._type_) * kind._length_
-        return f"{ctypes.sizeof(kind)}s"
-    if not issubclass(kind, ctypes.Structure):
-        return str(kind._type_)
-    text, end = "", 0
-    for name, member, *_ in kind._fields_:
-        offset, size = getattr(kind, name).offset, ctypes.sizeof(member)
-        text += f"{offset - end}x"
-        text += f"{size}x" if name.startswith("__pad") else _format(member)
-        end = offset + size
-    return text + f"{ctypes.sizeof(kind) - end}x"
+@lru_cache(maxsize=KEPT)
+def identify(packed: bytes) -> Identity:
+    """What Session.identity says."""
+    family, pid, lport, rport, laddr, raddr, comm = IDENTITY.unpack(packed)
+    length = 4 if family == AF_INET else 16
+    return Identity(
+        family,
+        pid,
+        lport,
+        rport,
+        socket.inet_ntop(family, laddr[:length]),
+        socket.inet_ntop(family, raddr[:length]),
+        comm.split(b"\0", 1)[0].decode("utf-8", "replace"),
+    )
 
 
-def layout(kind: Any, fields: Sequence[str] = ()) -> struct.Struct:
-    """How to decode a ctypes type, which should have these fields in this order.
-
-    The C structure stays the only declaration: bcc derives the ctypes type from it, and
-    names the holes __pad. A member that is an array of structures yields all of their
-    members. Raises TypeError if the fields are others.
-    """
-    members = getattr(kind, "_fields_", ())
-    names = tuple(name for name, *_ in members if not name.startswith("__pad"))
-    if names != tuple(fields):
-        raise TypeError(f"the structure has {names}, not {fields}")
-    return struct.Struct("@" + _format(kind))  # the type codes are those of native sizes
+# What each sort order ranks by, largest first; the names are those of --sort.
+SORT_ORDERS: dict[str, Callable[[Session], int]] = {
+    "all": lambda session: session[0] + session[1],  # an index is faster than a name
+    "sent": attrgetter("tx_bytes"),
+    "received": attrgetter("rx_bytes"),
+}
 
 
-def ranked(sessions: Iterable[Session], order: str, limit: int) -> list[Session]:
+def ranked(sessions: list[Session], order: str, limit: int) -> list[Session]:
     """The `limit` largest sessions by a sort order, largest first.
 
-    Ties are in the order of PID and ports, so that they keep their places from one
-    interval to the next, whatever order the kernel's hash map gives them in.
+    Ties are in the order of family, PID, ports and addresses, so that they keep their places
+    from one interval to the next, whatever order the kernel's hash map gives them in.
     """
-    received, sent = SORT_ORDERS[order]
-
-    def key(session: Session) -> int:
-        # Runs for every session: one number compares faster than a tuple, and an index is
-        # faster than a name.
-        size = session[0] * received + session[1] * sent
-        return (-size << 64) + (session[2] << 32) + (session[4] << 16) + session[5]
-
-    return nsmallest(limit, sessions, key)
-
-
-@lru_cache(maxsize=KEPT)
-def address(family: int, packed: bytes) -> str:
-    """An address as text; `packed` as in Session."""
-    return socket.inet_ntop(family, packed[:4] if family == AF_INET else packed)
+    size = SORT_ORDERS[order]
+    if limit < len(sessions):
+        least = nlargest(limit, map(size, sessions))[-1]
+        sessions = [session for session in sessions if size(session) >= least]
+    # Sorting twice by one part is faster than once by two.
+    in_order = sorted(sessions, key=attrgetter("identity"))
+    in_order.sort(key=size, reverse=True)
+    return in_order[:limit]
 
 
-@lru_cache(maxsize=KEPT)
-def name(comm: bytes) -> str:
-    """A process' name as text; bytes that are no UTF-8 become U+FFFD, nothing else changes."""
-    return comm.split(b"\0", 1)[0].decode("utf-8", "replace")
+def layout(kind: Any, *paths: str) -> struct.Struct:
+    """How to read some parts of a ctypes type, given in the order they have in it.
+
+    A path is made of names of members and indexes of arrays, separated by dots. Structures
+    and arrays are read as bytes. The C structure stays the only declaration: bcc derives
+    the ctypes type from it. Raises AttributeError if it has no such member.
+    """
+    text, end = "", 0
+    for path in paths:
+        part, offset = kind, 0
+        for step in path.split("."):
+            if step.isdecimal():
+                part = part._type_
+                offset += int(step) * ctypes.sizeof(part)
+            else:
+                offset += getattr(part, step).offset
+                part = dict(part._fields_)[step]
+        size = ctypes.sizeof(part)
+        whole = issubclass(part, (ctypes.Structure, ctypes.Array))
+        text += f"{offset - end}x" + (f"{size}s" if whole else part._type_)
+        end = offset + size
+    # The type codes are those of native sizes.
+    return struct.Struct(f"@{text}{ctypes.sizeof(kind) - end}x")

@@ -47,17 +47,26 @@
 
 struct sock;
 
+/*
+ * Whose traffic a row of the table is: a process' and a session's. Numbers are in network
+ * byte order, so that user space can sort by the bytes as they are.
+ */
+struct identity {
+	u8 family; /* AF_INET or AF_INET6 */
+	u8 unused[3];
+	u32 pid; /* process (thread group) id */
+	u16 lport;
+	u16 rport;
+	u8 laddr[16]; /* the first 4 for AF_INET */
+	u8 raddr[16];
+	char comm[16];
+};
+
 /* A row of the table: what one process moved over one session in one interval. */
 struct session {
 	u64 rx_bytes;
 	u64 tx_bytes;
-	u32 pid; /* process (thread group) id */
-	u16 family; /* AF_INET or AF_INET6 */
-	u16 lport; /* host byte order */
-	u16 rport; /* host byte order */
-	u8 laddr[16]; /* network byte order; the first 4 for AF_INET */
-	u8 raddr[16];
-	char comm[16];
+	struct identity identity;
 };
 
 /* A socket's address is used again as soon as it is freed: born tells its lives apart. */
@@ -88,9 +97,12 @@ struct position {
 	u8 urgent_taken; /* and its byte was read with MSG_OOB */
 };
 
-/* Index of `counters`; user space sets the last two, and numbers intervals from 1. */
+/*
+ * Index of `counters`, which user space has in its memory; it sets the last two, and
+ * numbers intervals from 1.
+ */
 enum { ROWS_MADE, EVENTS_MISSED, TRACING, INTERVAL, COUNTERS };
-BPF_ARRAY(counters, u64, COUNTERS);
+BPF_F_TABLE("array", int, u64, counters, COUNTERS, BPF_F_MMAPABLE);
 
 /*
  * The rows of even and of odd intervals. A row is made when a process first uses a session
@@ -321,11 +333,12 @@ static __always_inline struct session *make_row(void *tp, struct position *posit
 	    .pid = pid,
 	};
 	struct session row = {
-	    .pid = pid,
-	    .family = FIELD(u16, tp, OFFSET_skc_family),
-	    .lport = bpf_ntohs(FIELD(u16, tp, OFFSET_inet_sport)),
-	    .rport = bpf_ntohs(FIELD(u16, tp, OFFSET_skc_dport)),
+	    .identity.family = FIELD(u16, tp, OFFSET_skc_family),
+	    .identity.pid = bpf_htonl(pid),
+	    .identity.lport = FIELD(u16, tp, OFFSET_inet_sport),
+	    .identity.rport = FIELD(u16, tp, OFFSET_skc_dport),
 	};
+	struct identity *identity = &row.identity;
 	void *task = (void *)bpf_get_current_task();
 	void *leader = FETCH(void *, task, OFFSET_group_leader);
 	void *rows = rows_of(interval);
@@ -336,15 +349,15 @@ static __always_inline struct session *make_row(void *tp, struct position *posit
 	made = bpf_map_lookup_elem(rows, &key);
 	if (made)
 		return made;
-	if (row.family == AF_INET6) {
-		bpf_probe_read_kernel(row.laddr, 16, tp + OFFSET_skc_v6_rcv_saddr);
-		bpf_probe_read_kernel(row.raddr, 16, tp + OFFSET_skc_v6_daddr);
+	if (identity->family == AF_INET6) {
+		bpf_probe_read_kernel(identity->laddr, 16, tp + OFFSET_skc_v6_rcv_saddr);
+		bpf_probe_read_kernel(identity->raddr, 16, tp + OFFSET_skc_v6_daddr);
 	} else {
-		bpf_probe_read_kernel(row.laddr, 4, tp + OFFSET_skc_rcv_saddr);
-		bpf_probe_read_kernel(row.raddr, 4, tp + OFFSET_skc_daddr);
+		bpf_probe_read_kernel(identity->laddr, 4, tp + OFFSET_skc_rcv_saddr);
+		bpf_probe_read_kernel(identity->raddr, 4, tp + OFFSET_skc_daddr);
 	}
 	/* The process' name; a thread may have one of its own. */
-	bpf_probe_read_kernel(row.comm, sizeof(row.comm), leader + OFFSET_comm);
+	bpf_probe_read_kernel(identity->comm, sizeof(identity->comm), leader + OFFSET_comm);
 	if (!bpf_map_update_elem(rows, &key, &row, BPF_NOEXIST))
 		add(ROWS_MADE, 1);
 	return bpf_map_lookup_elem(rows, &key);
@@ -431,6 +444,7 @@ static __always_inline void look(struct sock *sk, bool closing)
 	struct position *position;
 	struct share *share;
 	struct session *row;
+	bool wanted;
 	u8 state;
 
 	if (!tp || !session_matches(tp))
@@ -442,14 +456,21 @@ static __always_inline void look(struct sock *sk, bool closing)
 		return;
 	/* Nobody else has the lock of the socket, so no other CPU adds to its shares and rows. */
 	pid = bpf_get_current_pid_tgid() >> 32;
+	wanted = task_matches(pid);
+	if (!wanted && !position->urgent && !helper_at_work(tp)) {
+		/* It is not to be counted, nor by the next one to use the socket. */
+		position->write_seq = FIELD(u32, tp, OFFSET_write_seq);
+		position->copied_seq = FIELD(u32, tp, OFFSET_copied_seq);
+		return;
+	}
 	interval = running();
 	share = &position->shares[interval & 1];
 	asm("" : "+r"(share)); /* or the compiler computes it again at every use */
 	state = FIELD(u8, tp, OFFSET_skc_state);
 
 	/* The common case, in as few instructions as it takes: the same process goes on. */
-	if (!closing && share->interval == interval && share->quick_pid == pid &&
-	    state == TCP_ESTABLISHED && task_matches(pid)) {
+	if (!closing && wanted && share->interval == interval && share->quick_pid == pid &&
+	    state == TCP_ESTABLISHED) {
 		write_seq = FIELD(u32, tp, OFFSET_write_seq);
 		if (write_seq != position->write_seq) {
 			share->tx_bytes += (u32)(write_seq - position->write_seq);
@@ -486,7 +507,7 @@ static __always_inline void look(struct sock *sk, bool closing)
 		    copied_seq == FIELD(u32, tp, OFFSET_rcv_nxt))
 			rx--;
 	}
-	if (!(tx | rx) || !task_matches(pid))
+	if (!(tx | rx) || !wanted)
 		return;
 	row = make_row(tp, position, pid, interval);
 	if (!row) {

@@ -15,6 +15,7 @@ import threading
 import time
 from unittest import mock
 
+import made
 import pyte
 import pytest
 from hypothesis import given
@@ -22,16 +23,16 @@ from hypothesis import strategies as st
 
 from report import heading, row, table
 from screen import HELP, Screen, cut, fitting, frame, narrowed, usable, width
-from session import AF_INET, AF_INET6, Session, ranked
+from session import AF_INET, AF_INET6, ranked
 
 HEAD = "03:53:20 loadavg: 0.08 0.02 0.17 2/367 17342\n\n"
 
 
 def session(size, family=AF_INET, comm=b"sshd", sent=0):
     """A session of so many KB received and sent; its PID is unlike those of other sizes."""
-    return Session(
-        size << 10, sent << 10, 1000 + size % 4000000, family, 22, 50000, bytes(16), bytes(16), comm
-    )
+    address = "::" if family == AF_INET6 else "0.0.0.0"
+    pid = 1000 + size % 4000000
+    return made.session(size << 10, sent << 10, pid, comm, address, address, (22, 50000))
 
 
 def some(ipv4, ipv6=0, first=1):
@@ -181,11 +182,11 @@ def test_cut(text, columns, expected):
 
 
 def test_in_a_narrow_window_addresses_give_way_to_traffic():
-    long = Session(
-        3 << 40, 1 << 20, 181, AF_INET6, 22, 50000,
-        bytes.fromhex("20010db8111122223333444455556666"), bytes(15) + b"\1", b"a b",
-    )  # fmt: skip
-    assert [narrowed(line, 80) for line in table([long])] == [
+    def long(comm):
+        remote = "2001:db8:1111:2222:3333:4444:5555:6666"
+        return made.session(3 << 40, 1 << 20, 181, comm.encode(), remote, "::1", (22, 50000))
+
+    assert [narrowed(line, 80) for line in table([long("a b")])] == [
         "",
         "PID     COMM         LADDR6                 RADDR6                  RX_KB  TX_KB",
         "181     a b          2001:db8:..5:6666:22 ::1:50000            3221225472   1024",
@@ -194,10 +195,10 @@ def test_in_a_narrow_window_addresses_give_way_to_traffic():
         "PID     COMM         LADDR6       RADDR6        RX_KB  TX_KB"
     )
     assert narrowed(heading(AF_INET6), 59) == heading(AF_INET6)[:59]
-    assert narrowed(row(long), 120) == row(long)
-    wide = narrowed(row(long._replace(comm="猫".encode())), 80)
+    assert narrowed(row(long("a b")), 120) == row(long("a b"))
+    wide = narrowed(row(long("猫")), 80)
     assert width(wide) == 80 and wide.startswith("181     猫           2001")
-    wide = narrowed(row(long._replace(comm="ten-letters猫s".encode())), 80)
+    wide = narrowed(row(long("ten-letters猫s")), 80)
     assert width(wide) == 80 and wide.startswith("181     ten-letters  2001"), "it has 13 columns"
 
 
@@ -607,12 +608,12 @@ SHOWING = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from screen import Screen
-from session import Session
+from session import IDENTITY, Session
 reading, writing = os.pipe()
 os.set_blocking(writing, False)
 signal.set_wakeup_fd(writing)
 signal.signal(signal.SIGTERM, lambda *_: None)
-sessions = [Session(7 << 10, 0, 1, 2, 22, 50000, bytes(16), bytes(16), b"sshd")]
+sessions = [Session(7 << 10, 0, IDENTITY.pack(2, 1, 22, 50000, b"", b"", b"sshd"))]
 with Screen(sys.stdout, sys.stdin) as screen:
     for _ in range(200):
         screen.show("", sessions)

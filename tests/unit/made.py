@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sessions as the kernel would hand them over."""
+
+import socket
+
+from session import AF_INET, AF_INET6, IDENTITY, Session
+
+
+def session(
+    rx=0, tx=0, pid=181, comm=b"sshd", laddr="10.0.0.1", raddr="10.0.0.2", ports=(22, 6684)
+):
+    """A Session; its address family is that of its addresses."""
+    family = AF_INET6 if ":" in laddr else AF_INET
+    packed = [socket.inet_pton(family, text) for text in (laddr, raddr)]
+    return Session(rx, tx, IDENTITY.pack(family, pid, *ports, *packed, comm))
