@@ -26,8 +26,6 @@ ROWS_MADE, EVENTS_MISSED, TRACING, INTERVAL = range(4)
 NOTE_SOCKET, SETTLE_POSITION = b"bpf_iter__tcp", b"bpf_iter__bpf_sk_storage_map"
 # Sockets remembered for each session that an interval can hold: most are idle.
 SOCKETS_PER_SESSION = 4
-# Members of struct share in bpf/tcptop.c.
-SHARE = ("rx_bytes", "tx_bytes", "interval", "pid")
 # Entries fetched from a map by one system call.
 BATCH = 4096
 
@@ -283,26 +281,24 @@ class Probes:
             for _, block in self._blocks(take, rows):
                 sessions += map(new, row.iter_unpack(block))
             return sessions
-        use, shares = layout(rows.Key, "socket", "born", "pid"), self._shares(interval)
+        shares, use = self._shares(interval), struct.Struct(f"{ctypes.sizeof(rows.Key)}s")
         for keys, block in self._blocks(take, rows):
-            for key, (received, sent, identity) in zip(
-                use.iter_unpack(keys), row.iter_unpack(block)
-            ):
-                sessions.append(new((*shares.get(key, (received, sent)), identity)))
+            for (key,), record in zip(use.iter_unpack(keys), row.iter_unpack(block)):
+                moved = shares.get(key, record[:2])
+                sessions.append(new((*moved, record[2])))
         return sessions
 
-    def _shares(self, interval: int) -> dict[tuple, tuple]:
-        """Received and sent bytes in all sockets' shares of an interval, by socket, born, pid."""
-        shares, positions = {}, self._bpf["positions"]
-        members = [f"shares.{interval % 2}.{name}" for name in SHARE]
-        position = layout(positions.Leaf, *members, "born")
-        for keys, block in self._blocks(self._lib.bpf_map_lookup_batch, positions):
-            for (socket,), (received, sent, number, pid, born) in zip(
-                struct.iter_unpack("Q", keys), position.iter_unpack(block)
-            ):
-                if number == interval:
-                    shares[socket, born, pid] = received, sent
-        return shares
+    def _shares(self, interval: int) -> dict[bytes, tuple[int, int]]:
+        """Received and sent bytes in all sockets' shares of an interval, by keys of the rows."""
+        positions = self._bpf["positions"]
+        members = ("rx_bytes", "tx_bytes", "interval", "use")
+        share = layout(positions.Leaf, *(f"shares.{interval % 2}.{name}" for name in members))
+        return {
+            use: (received, sent)
+            for _, block in self._blocks(self._lib.bpf_map_lookup_batch, positions)
+            for received, sent, number, use in share.iter_unpack(block)
+            if number == interval
+        }
 
     def _blocks(self, fetch: Any, table: Any) -> Iterator[tuple[memoryview, memoryview]]:
         """Keys and values of all entries of a hash map, a block at a time, which is valid until

@@ -34,6 +34,7 @@ class Interval(NamedTuple):
     missed: int
 
 
+@lru_cache(maxsize=KEPT)
 def plain(comm: str) -> str:
     """A process' name that is safe in a terminal: `?` for all that is not printable."""
     return "".join(c if c.isprintable() and c != "\ufffd" else "?" for c in comm)

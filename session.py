@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 AF_INET, AF_INET6 = int(socket.AF_INET), int(socket.AF_INET6)
 
-# Sessions of which the decoded parts are kept, because the next interval has most of them again.
+# Texts that are kept, because the next interval has most of them again.
 KEPT = 65536
 
 
@@ -52,19 +52,22 @@ IDENTITY = struct.Struct("!B3xIHH16s16s16s")
 
 
 @lru_cache(maxsize=KEPT)
+def address(family: int, packed: bytes) -> str:
+    """An address as text, of 16 bytes of which IPv4 uses the first 4."""
+    return socket.inet_ntop(family, packed[:4] if family == AF_INET else packed)
+
+
+@lru_cache(maxsize=KEPT)
+def name(comm: bytes) -> str:
+    """A process' name as text."""
+    return comm.split(b"\0", 1)[0].decode("utf-8", "replace")
+
+
 def identify(packed: bytes) -> Identity:
     """What Session.identity says."""
     family, pid, lport, rport, laddr, raddr, comm = IDENTITY.unpack(packed)
-    length = 4 if family == AF_INET else 16
-    return Identity(
-        family,
-        pid,
-        lport,
-        rport,
-        socket.inet_ntop(family, laddr[:length]),
-        socket.inet_ntop(family, raddr[:length]),
-        comm.split(b"\0", 1)[0].decode("utf-8", "replace"),
-    )
+    local, remote = address(family, laddr), address(family, raddr)
+    return Identity._make((family, pid, lport, rport, local, remote, name(comm)))
 
 
 # What each sort order ranks by, largest first; the names are those of --sort.

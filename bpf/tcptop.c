@@ -81,8 +81,8 @@ struct share {
 	u64 rx_bytes;
 	u64 tx_bytes;
 	u32 interval;
-	u32 pid;
-	u32 quick_pid; /* the same, unless urgent data calls for a closer look */
+	u32 quick_pid; /* use.pid, unless urgent data calls for a closer look */
+	struct session_key use;
 };
 
 /* What is kept of a socket while it lives. */
@@ -324,17 +324,11 @@ static __always_inline void *rows_of(u32 interval)
 }
 
 /* The row of the current process' use of a session, made unless there is one; NULL for no room. */
-static __always_inline struct session *make_row(void *tp, struct position *position, u32 pid,
-						u32 interval)
+static __always_inline struct session *make_row(void *tp, struct session_key *use, u32 interval)
 {
-	struct session_key key = {
-	    .socket = (u64)tp,
-	    .born = position->born,
-	    .pid = pid,
-	};
 	struct session row = {
 	    .identity.family = FIELD(u16, tp, OFFSET_skc_family),
-	    .identity.pid = bpf_htonl(pid),
+	    .identity.pid = bpf_htonl(use->pid),
 	    .identity.lport = FIELD(u16, tp, OFFSET_inet_sport),
 	    .identity.rport = FIELD(u16, tp, OFFSET_skc_dport),
 	};
@@ -346,7 +340,7 @@ static __always_inline struct session *make_row(void *tp, struct position *posit
 
 	if (!rows)
 		return 0;
-	made = bpf_map_lookup_elem(rows, &key);
+	made = bpf_map_lookup_elem(rows, use);
 	if (made)
 		return made;
 	if (identity->family == AF_INET6) {
@@ -358,9 +352,9 @@ static __always_inline struct session *make_row(void *tp, struct position *posit
 	}
 	/* The process' name; a thread may have one of its own. */
 	bpf_probe_read_kernel(identity->comm, sizeof(identity->comm), leader + OFFSET_comm);
-	if (!bpf_map_update_elem(rows, &key, &row, BPF_NOEXIST))
+	if (!bpf_map_update_elem(rows, use, &row, BPF_NOEXIST))
 		add(ROWS_MADE, 1);
-	return bpf_map_lookup_elem(rows, &key);
+	return bpf_map_lookup_elem(rows, use);
 }
 
 /* Put what a socket's shares of these intervals hold into their rows. */
@@ -369,11 +363,7 @@ static __always_inline void settle(void *tp, struct position *position, u32 firs
 	/* One after the other: an iterator's value may not be read at a variable offset. */
 	for (int parity = 0; parity < 2; parity++) {
 		struct share *share = &position->shares[parity];
-		struct session_key key = {
-		    .socket = (u64)tp,
-		    .born = position->born,
-		    .pid = share->pid,
-		};
+		struct session_key use = share->use; /* what a map is asked for is on the stack */
 		struct session *row;
 		void *rows;
 
@@ -382,7 +372,7 @@ static __always_inline void settle(void *tp, struct position *position, u32 firs
 		rows = rows_of(parity);
 		if (!rows)
 			continue;
-		row = bpf_map_lookup_elem(rows, &key);
+		row = bpf_map_lookup_elem(rows, &use);
 		if (row) { /* else user space has taken it, after it had read the share */
 			row->rx_bytes = share->rx_bytes;
 			row->tx_bytes = share->tx_bytes;
@@ -509,18 +499,23 @@ static __always_inline void look(struct sock *sk, bool closing)
 	}
 	if (!(tx | rx) || !wanted)
 		return;
-	row = make_row(tp, position, pid, interval);
+	struct session_key use = {
+	    .socket = (u64)tp,
+	    .born = position->born,
+	    .pid = pid,
+	};
+	row = make_row(tp, &use, interval);
 	if (!row) {
 		add(EVENTS_MISSED, 1);
 		return;
 	}
 	if (share->interval != interval) {
 		share->interval = interval;
-		share->pid = pid;
+		share->use = use;
 		share->rx_bytes = 0;
 		share->tx_bytes = 0;
 	}
-	if (share->pid == pid) {
+	if (share->use.pid == pid) {
 		share->quick_pid = position->urgent ? 0 : pid;
 		share->rx_bytes += rx;
 		share->tx_bytes += tx;

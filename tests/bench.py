@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What tracing costs, in instructions: ours beside the reference and the floor, in one boot.
 
-Runs in a guest whose nanoseconds are instructions (`make bench`); the figures then repeat
-to about a tenth of a per cent. Each is the least of several runs.
+Runs in a guest whose nanoseconds are instructions (`make bench`). Of several runs, events
+and starts are the least, the other figures those of the last.
 """
 
 import argparse
@@ -93,30 +93,50 @@ def peak(pid: int) -> int:
 Pairs = list[tuple[socket.socket, socket.socket]]
 
 
-def connect(count: int) -> Pairs:
+@contextlib.contextmanager
+def connected(count: int) -> Iterator[Pairs]:
     """So many connected pairs."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         pairs = []
         for _ in range(count):
-            client = socket.create_connection(server.getsockname())
-            pairs.append((client, server.accept()[0]))
-        return pairs
+            client = stack.enter_context(socket.create_connection(server.getsockname()))
+            pairs.append((client, stack.enter_context(server.accept()[0])))
+        yield pairs
+
+
+def exchange(client: socket.socket, server: socket.socket) -> float:
+    """Instructions for one send and one recv of a small message, everything included."""
+    send, recv, size = client.send, server.recv, len(MESSAGE)
+    began = time.perf_counter_ns()
+    for _ in range(EVENTS):
+        send(MESSAGE)
+        recv(size)
+    return (time.perf_counter_ns() - began) / EVENTS
 
 
 def event() -> float:
-    """Instructions for one send and one recv of a small message, everything included."""
-    [(client, server)] = connect(1)
-    send, recv, size = client.send, server.recv, len(MESSAGE)
-    least = float("inf")
-    for _ in range(6):
+    """The same at its best."""
+    with connected(1) as [pair]:
+        return min(exchange(*pair) for _ in range(6))
+
+
+def event_on(cpus: int) -> float:
+    """The same while so many CPUs do nothing else; the time counts what all of them do."""
+
+    def together() -> float:
         began = time.perf_counter_ns()
-        for _ in range(EVENTS):
-            send(MESSAGE)
-            recv(size)
-        least = min(least, (time.perf_counter_ns() - began) / EVENTS)
-    client.close()
-    server.close()
-    return least
+        for cpu, pair in enumerate(pairs):
+            if not os.fork():
+                os.sched_setaffinity(0, {cpu})
+                exchange(*pair)
+                os._exit(0)
+        for _ in pairs:
+            os.wait()
+        return (time.perf_counter_ns() - began) / EVENTS / cpus
+
+    with connected(cpus) as pairs:
+        return min(together() for _ in range(6))
 
 
 class Running:
@@ -176,15 +196,12 @@ def measure(subject: Subject, rows: int, runs: int) -> dict[str, Optional[float]
             if subject.is_tcptop and not subject.name.endswith("another"):
                 one.interval()
                 found["idle"] = one.interval()
-                pairs = connect(rows // 2)
-                one.interval()
-                for what in ("new row", "row"):
-                    visit(pairs)
-                    found[what] = (one.interval() - (found["idle"] or 0)) / rows
+                with connected(rows // 2) as pairs:
+                    one.interval()
+                    for what in ("new row", "row"):
+                        visit(pairs)
+                        found[what] = (one.interval() - (found["idle"] or 0)) / rows
                 found["peak"] = peak(one.pid)
-                for both in pairs:
-                    for sock in both:
-                        sock.close()
     found["event"], found["start"] = min(events), min(starts)
     return found
 
@@ -198,24 +215,32 @@ def visit(pairs: Pairs) -> float:
     return (time.perf_counter_ns() - began) / len(pairs)
 
 
-def growth(line: str) -> None:
-    """How the cost of an event and of a row depends on the number of sessions; print it."""
-    print(line.format("", "sessions", "first", "again", "row, k", "", ""), flush=True)
-    for count in (1, 100, 10000, 50000):
-        pairs = connect(count // 2 or 1)
-        visit(pairs)
-        bare = visit(pairs)
+def growth() -> None:
+    """Print how the cost of an event and of a row depends on CPUs and sessions."""
+    line = "{:14} {:>8} {:>9} {:>9} {:>10}"
+    print(line.format("", "CPUs", "an event", "", ""), flush=True)
+    for cpus in range(1, (os.cpu_count() or 1) + 1):
+        bare = event_on(cpus)
         for kind in KINDS:
-            with running(ours(kind)) as one:
+            with running(ours(kind)):
                 time.sleep(AFTERMATH)
-                idle = one.interval()
-                first, again = visit(pairs) - bare, visit(pairs) - bare
-                row = (one.interval() - idle) / (2 * len(pairs))
-            figures = (shown(first), shown(again), shown(row, 1e3, 1))
-            print(line.format(f"ours, {kind}", 2 * len(pairs), *figures, "", ""), flush=True)
-        for both in pairs:
-            for sock in both:
-                sock.close()
+                print(
+                    line.format(f"ours, {kind}", cpus, shown(event_on(cpus) - bare), "", ""),
+                    flush=True,
+                )
+    print(line.format("", "sessions", "first", "again", "row, k"), flush=True)
+    for count in (1, 100, 10000, 50000):
+        with connected(count // 2 or 1) as pairs:
+            visit(pairs)
+            bare = visit(pairs)
+            for kind in KINDS:
+                with running(ours(kind)) as one:
+                    time.sleep(AFTERMATH)
+                    idle = one.interval()
+                    first, again = visit(pairs) - bare, visit(pairs) - bare
+                    row = (one.interval() - idle) / (2 * len(pairs))
+                figures = (shown(first), shown(again), shown(row, 1e3, 1))
+                print(line.format(f"ours, {kind}", 2 * len(pairs), *figures), flush=True)
 
 
 def shown(value: Optional[float], scale: float = 1, digits: int = 0) -> str:
@@ -231,13 +256,13 @@ def main() -> None:
     parser.add_argument(
         "--only", default="", metavar="TEXT", help="subjects with this in their name"
     )
-    parser.add_argument("--growth", action="store_true", help="by the number of sessions instead")
+    parser.add_argument("--growth", action="store_true", help="by CPUs and sessions instead")
     options = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     line = "{:26} {:>8} {:>9} {:>9} {:>10} {:>8} {:>9}"
     if options.growth:
-        growth(line)
+        growth()
         return
     bare = event()
     print(f"one 64-byte send and recv without tracing: {shown(bare)} instructions", flush=True)

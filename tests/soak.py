@@ -84,7 +84,7 @@ def main() -> None:
     """Run what the command line asks for, with both kinds of probe."""
     parser = argparse.ArgumentParser(description="Many short sessions.")
     add = parser.add_argument
-    add("--sessions", type=int, default=50000, metavar="N", help="in one interval and in a round")
+    add("--sessions", type=int, default=50000, metavar="N", help="in one interval, and in a round")
     add("--rounds", type=int, default=4, metavar="N", help="with an interval of a second")
     options = parser.parse_args()
     for kind in ("fentry", "kprobe"):
