@@ -10,7 +10,6 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple, Optional
 
 import kernel
@@ -273,19 +272,18 @@ class Probes:
     def _sessions(self, interval: int) -> list[Session]:
         """Take all rows of an interval that is over, and with them what the shares hold."""
         rows, take = self._rows[interval % 2], self._lib.bpf_map_lookup_and_delete_batch
-        row = layout(rows.Leaf, *Session._fields)
-        new = partial(tuple.__new__, Session)  # what Session._make does, in a third of the time
+        row = layout(rows.Leaf, "rx_bytes", "tx_bytes", "identity")
         sessions: list[Session] = []
         if self.kind.storage:
             self._iterate(self._settling)
             for _, block in self._blocks(take, rows):
-                sessions += map(new, row.iter_unpack(block))
+                sessions += row.iter_unpack(block)
             return sessions
         shares, use = self._shares(interval), struct.Struct(f"{ctypes.sizeof(rows.Key)}s")
         for keys, block in self._blocks(take, rows):
             for (key,), record in zip(use.iter_unpack(keys), row.iter_unpack(block)):
-                moved = shares.get(key, record[:2])
-                sessions.append(new((*moved, record[2])))
+                share = shares.get(key)
+                sessions.append((share[0], share[1], record[2]) if share else record)
         return sessions
 
     def _shares(self, interval: int) -> dict[bytes, tuple[int, int]]:

@@ -64,19 +64,22 @@ def beginning(identity: bytes) -> str:
     return BEGINNINGS[who.family] % (who.pid, plain(who.comm), local, remote)
 
 
-def row(session: Session) -> str:
-    """A session's line in its family's table."""
-    received, sent, identity = session
-    return f"{beginning(identity)} {str(received >> 10).rjust(6)} {str(sent >> 10).rjust(6)}"
+def rows(sessions: Iterable[Session], family: int) -> list[str]:
+    """The lines of a family's sessions."""
+    return [
+        f"{beginning(identity)} {str(received >> 10).rjust(6)} {str(sent >> 10).rjust(6)}"
+        for received, sent, identity in sessions
+        if identity[0] == family
+    ]
 
 
 def table(sessions: Sequence[Session]) -> list[str]:
     """The lines of the IPv4 and the IPv6 table, of each only if it has sessions."""
     lines = []
     for family in FAMILIES:
-        rows = [row(session) for session in sessions if session.identity[0] == family]
-        if rows:
-            lines += ([""] if family == AF_INET6 else []) + [heading(family), *rows]
+        found = rows(sessions, family)
+        if found:
+            lines += ([""] if family == AF_INET6 else []) + [heading(family), *found]
     return lines
 
 
@@ -86,8 +89,8 @@ def json_lines(
     """The records of the sessions shown, and one of the interval that sums up `everything`."""
     stamp = {"time": round(interval.time, 3), "interval": round(interval.length, 3)}
     records: list[dict] = []
-    for session in sessions:
-        who = identify(session.identity)
+    for received, sent, identity in sessions:
+        who = identify(identity)
         records.append(
             {
                 "type": "session",
@@ -99,8 +102,8 @@ def json_lines(
                 "lport": who.lport,
                 "raddr": who.raddr,
                 "rport": who.rport,
-                "rx_bytes": session.rx_bytes,
-                "tx_bytes": session.tx_bytes,
+                "rx_bytes": received,
+                "tx_bytes": sent,
             }
         )
     records.append(
@@ -109,8 +112,8 @@ def json_lines(
             **stamp,
             **({"loadavg": interval.loadavg.rstrip("\n")} if interval.loadavg else {}),
             "sessions": len(everything),
-            "rx_bytes": sum(session.rx_bytes for session in everything),
-            "tx_bytes": sum(session.tx_bytes for session in everything),
+            "rx_bytes": sum(received for received, _, _ in everything),
+            "tx_bytes": sum(sent for _, sent, _ in everything),
             "missed": interval.missed,
         }
     )
@@ -121,9 +124,9 @@ def csv_lines(sessions: Iterable[Session], interval: Interval) -> str:
     """A CSV record for each session; RFC 4180."""
     text = io.StringIO()
     write = csv.writer(text).writerow
-    for session in sessions:
-        who = identify(session.identity)
+    for received, sent, identity in sessions:
+        who = identify(identity)
         local, remote = (who.laddr, who.lport), (who.raddr, who.rport)
         process = (f"{interval.time:.3f}", who.pid, plain(who.comm), IP_VERSION[who.family])
-        write((*process, *local, *remote, session.rx_bytes, session.tx_bytes))
+        write((*process, *local, *remote, received, sent))
     return text.getvalue()

@@ -90,11 +90,12 @@ def fitting(sessions: list[Session], room: int) -> list[Session]:
     The largest of each family comes first, the rest of the room goes to the largest of all.
     One session is always among them, even if there is no room for its heading.
     """
-    largest = {session.family: session for session in reversed(sessions)}
+    # The first byte of an identity is its address family.
+    largest = {session[2][0]: session for session in reversed(sessions)}
     shown = sorted(largest.values(), key=sessions.index)
     while len(shown) > 1 and len(table(shown)) > room:
-        del largest[shown.pop().family]
-    rest = [session for session in sessions if session.family in largest]
+        del largest[shown.pop()[2][0]]
+    rest = [session for session in sessions if session[2][0] in largest]
     for session in shown:
         rest.remove(session)
     return shown + rest[: max(0, room - len(table(shown)))]

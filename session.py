@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable
 from functools import lru_cache
 from heapq import nlargest
-from operator import attrgetter
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 AF_INET, AF_INET6 = int(socket.AF_INET), int(socket.AF_INET6)
@@ -16,20 +16,9 @@ AF_INET, AF_INET6 = int(socket.AF_INET), int(socket.AF_INET6)
 KEPT = 65536
 
 
-class Session(NamedTuple):
-    """What one process moved over one TCP session in one interval, in bytes of payload.
-
-    `identity` tells whose it is: the packed struct identity of bpf/tcptop.c, see identify().
-    """
-
-    rx_bytes: int
-    tx_bytes: int
-    identity: bytes
-
-    @property
-    def family(self) -> int:
-        """AF_INET or AF_INET6."""
-        return self.identity[0]
+# What one process moved over one TCP session in one interval: bytes of payload received and
+# sent, and whose they are, see identify(). There are many, so they are plain tuples.
+Session = tuple[int, int, bytes]
 
 
 class Identity(NamedTuple):
@@ -48,6 +37,7 @@ class Identity(NamedTuple):
     comm: str
 
 
+# struct identity of bpf/tcptop.c. Its first byte is the address family.
 IDENTITY = struct.Struct("!B3xIHH16s16s16s")
 
 
@@ -64,7 +54,7 @@ def name(comm: bytes) -> str:
 
 
 def identify(packed: bytes) -> Identity:
-    """What Session.identity says."""
+    """The process and session that a packed identity stands for."""
     family, pid, lport, rport, laddr, raddr, comm = IDENTITY.unpack(packed)
     local, remote = address(family, laddr), address(family, raddr)
     return Identity._make((family, pid, lport, rport, local, remote, name(comm)))
@@ -72,9 +62,9 @@ def identify(packed: bytes) -> Identity:
 
 # What each sort order ranks by, largest first; the names are those of --sort.
 SORT_ORDERS: dict[str, Callable[[Session], int]] = {
-    "all": lambda session: session[0] + session[1],  # an index is faster than a name
-    "sent": attrgetter("tx_bytes"),
-    "received": attrgetter("rx_bytes"),
+    "all": lambda session: session[0] + session[1],
+    "sent": itemgetter(1),
+    "received": itemgetter(0),
 }
 
 
@@ -89,7 +79,7 @@ def ranked(sessions: list[Session], order: str, limit: int) -> list[Session]:
         least = nlargest(limit, map(size, sessions))[-1]
         sessions = [session for session in sessions if size(session) >= least]
     # Sorting twice by one part is faster than once by two.
-    in_order = sorted(sessions, key=attrgetter("identity"))
+    in_order = sorted(sessions, key=itemgetter(2))
     in_order.sort(key=size, reverse=True)
     return in_order[:limit]
 

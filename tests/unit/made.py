@@ -3,7 +3,8 @@
 
 import socket
 
-from session import AF_INET, AF_INET6, IDENTITY, Session
+from report import table
+from session import AF_INET, AF_INET6, IDENTITY
 
 
 def session(
@@ -12,4 +13,9 @@ def session(
     """A Session; its address family is that of its addresses."""
     family = AF_INET6 if ":" in laddr else AF_INET
     packed = [socket.inet_pton(family, text) for text in (laddr, raddr)]
-    return Session(rx, tx, IDENTITY.pack(family, pid, *ports, *packed, comm))
+    return rx, tx, IDENTITY.pack(family, pid, *ports, *packed, comm)
+
+
+def row(one):
+    """Its line in a table."""
+    return table([one])[-1]

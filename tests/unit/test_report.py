@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made import session
 
-from report import CSV_HEADER, Interval, csv_lines, heading, json_lines, plain, row, summary, table
+from report import CSV_HEADER, Interval, csv_lines, heading, json_lines, plain, rows, summary, table
 from session import AF_INET, AF_INET6, identify
 
 NOW = Interval(1763690000.1234, 1.00049, "03:53:20", "0.08 0.02 0.17 2/367 17342", 0)
@@ -58,10 +58,12 @@ def test_table_lines_are_those_of_the_formats():
     head, line = "%-7s %-12s %-21s %-21s %6s %6s", "%-7d %-12.12s %-21s %-21s %6d %6d"
     assert heading(AF_INET) == head % ("PID", "COMM", "LADDR", "RADDR", "RX_KB", "TX_KB")
     fields = (4194304, "a-long-name-16by", "255.255.255.255:65535", "192.168.100.200:65534")
-    assert row(LONG) == line % (*fields, 1 << 30, 1 << 20)
+    assert rows([LONG], AF_INET) == [line % (*fields, 1 << 30, 1 << 20)]
     head, line = "%-7s %-12s %-32s %-32s %6s %6s", "%-7d %-12.12s %-32s %-32s %6d %6d"
     assert heading(AF_INET6) == head % ("PID", "COMM", "LADDR6", "RADDR6", "RX_KB", "TX_KB")
-    assert row(MAPPED) == line % (8, "java", "::ffff:10.0.0.1:8080", "::ffff:10.0.0.2:50000", 0, 1)
+    assert rows([MAPPED], AF_INET6) == [
+        line % (8, "java", "::ffff:10.0.0.1:8080", "::ffff:10.0.0.2:50000", 0, 1)
+    ]
 
 
 def test_ipv4_heading_fits_80_columns():
@@ -154,4 +156,4 @@ def test_no_name_gets_out_of_its_place(comm):
     text = csv_lines([hostile], NOW)
     assert text.count("\n") == 1 and text[:-2].isprintable()
     (fields,) = csv.reader(io.StringIO(text, newline=""))
-    assert len(fields) == 10 and fields[2] == plain(identify(hostile.identity).comm)
+    assert len(fields) == 10 and fields[2] == plain(identify(hostile[2]).comm)

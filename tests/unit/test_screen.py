@@ -20,8 +20,9 @@ import pyte
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made import row
 
-from report import heading, row, table
+from report import heading, table
 from screen import HELP, Screen, cut, fitting, frame, narrowed, usable, width
 from session import AF_INET, AF_INET6, ranked
 
@@ -84,7 +85,7 @@ def test_any_frame_fits_any_window(sessions, more, columns, lines, head, notices
         if lines > 1:
             assert (f"{hidden} session" in status) == bool(hidden)
         if lines >= 9 and sessions:  # Head and status line, and a row of each family.
-            families = {one.family for one in sessions}
+            families = {one[2][0] for one in sessions}
             assert [line for line in body if line in headings] == [
                 headings[family == AF_INET6] for family in (AF_INET, AF_INET6) if family in families
             ]
@@ -109,7 +110,7 @@ def test_small_windows(columns, lines, expected):
     sessions = some(7, 2)
     text = {"heading": heading(AF_INET), "heading6": heading(AF_INET6)}
     for one in sessions:
-        text[f"row {one.rx_bytes >> 10}"] = row(one)
+        text[f"row {one[0] >> 10}"] = row(one)
     text = {key: narrowed(line, columns) for key, line in text.items()}
     text["head"] = HEAD.split("\n", maxsplit=1)[0]
     assert whole(frame(HEAD, sessions, 9, columns, lines)) == [
@@ -149,7 +150,7 @@ def test_both_families_share_the_room():
     assert sorted(shown) == sorted(six[:6] + four[:1]), "3 lines are headings and the gap"
     mixed = ranked(some(10, first=100) + some(0, 10, first=104), "all", 20)
     shown = fitting(mixed, 10)
-    assert sorted(shown) == sorted(mixed[:7]) and {one.family for one in shown} == {
+    assert sorted(shown) == sorted(mixed[:7]) and {one[2][0] for one in shown} == {
         AF_INET,
         AF_INET6,
     }
@@ -608,12 +609,12 @@ SHOWING = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from screen import Screen
-from session import IDENTITY, Session
+from session import IDENTITY
 reading, writing = os.pipe()
 os.set_blocking(writing, False)
 signal.set_wakeup_fd(writing)
 signal.signal(signal.SIGTERM, lambda *_: None)
-sessions = [Session(7 << 10, 0, IDENTITY.pack(2, 1, 22, 50000, b"", b"", b"sshd"))]
+sessions = [(7 << 10, 0, IDENTITY.pack(2, 1, 22, 50000, b"", b"", b"sshd"))]
 with Screen(sys.stdout, sys.stdin) as screen:
     for _ in range(200):
         screen.show("", sessions)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made import session
 
-from session import AF_INET, AF_INET6, IDENTITY, SORT_ORDERS, Session, identify, layout, ranked
+from session import AF_INET, AF_INET6, IDENTITY, SORT_ORDERS, identify, layout, ranked
 
 
 def structure(*fields):
@@ -34,17 +34,16 @@ RECORD = structure(
 
 
 def decode(block):
-    records = layout(RECORD, *Session._fields).iter_unpack(block)
-    return [Session._make(fields) for fields in records]
+    return list(layout(RECORD, "rx_bytes", "tx_bytes", "identity").iter_unpack(block))
 
 
 def test_records_are_decoded_one_after_the_other():
     assert ctypes.sizeof(WHO) == IDENTITY.size
     assert ctypes.sizeof(RECORD) == 80, "8+8+60 bytes, padded to a multiple of 8"
     one = session(0xF1F2F3F4F5F6F7F8, 1 << 40)
-    record = RECORD(one.rx_bytes, one.tx_bytes, WHO.from_buffer_copy(one.identity))
+    record = RECORD(one[0], one[1], WHO.from_buffer_copy(one[2]))
     block = bytes(record) + bytes(80) + bytes(record)
-    assert decode(block) == [one, Session(0, 0, bytes(60)), one]
+    assert decode(block) == [one, (0, 0, bytes(60)), one]
     assert decode(b"") == []
     assert decode(memoryview(block)[:80]) == [one]
 
@@ -100,7 +99,7 @@ def test_identity(family, pid, ports, ipv4, ipv6, comm):
 
 @pytest.mark.parametrize("laddr", ["10.0.0.1", "fe80::1", "::ffff:192.0.2.7"])
 def test_address(laddr):
-    assert identify(session(laddr=laddr, raddr=laddr).identity).laddr == laddr
+    assert identify(session(laddr=laddr, raddr=laddr)[2]).laddr == laddr
 
 
 @pytest.mark.parametrize(
@@ -117,7 +116,7 @@ def test_address(laddr):
     ],
 )
 def test_comm(comm, text):
-    assert identify(session(comm=comm).identity).comm == text
+    assert identify(session(comm=comm)[2]).comm == text
 
 
 def test_sort_orders():
@@ -131,7 +130,7 @@ def test_sort_orders():
 
 def test_ranked_gives_no_more_than_asked_for():
     some = [session(size) for size in range(10)]
-    assert [s.rx_bytes for s in ranked(some, "all", 3)] == [9, 8, 7]
+    assert [s[0] for s in ranked(some, "all", 3)] == [9, 8, 7]
     assert len(ranked(some, "all", 99)) == 10
     assert ranked([], "all", 5) == []
 
