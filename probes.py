@@ -286,16 +286,17 @@ class Probes:
                 sessions.append((share[0], share[1], record[2]) if share else record)
         return sessions
 
-    def _shares(self, interval: int) -> dict[bytes, tuple[int, int]]:
-        """Received and sent bytes in all sockets' shares of an interval, by keys of the rows."""
-        positions = self._bpf["positions"]
-        members = ("rx_bytes", "tx_bytes", "interval", "use")
-        share = layout(positions.Leaf, *(f"shares.{interval % 2}.{name}" for name in members))
+    def _shares(self, interval: int) -> dict[bytes, tuple]:
+        """All sockets' shares of an interval, by the keys of their rows; bytes come first."""
+        positions, at = self._bpf["positions"], f"shares.{interval % 2}"
+        share = layout(
+            positions.Leaf, f"{at}.rx_bytes", f"{at}.tx_bytes", f"{at}.interval", f"{at}.use"
+        )
         return {
-            use: (received, sent)
+            record[3]: record
             for _, block in self._blocks(self._lib.bpf_map_lookup_batch, positions)
-            for received, sent, number, use in share.iter_unpack(block)
-            if number == interval
+            for record in share.iter_unpack(block)
+            if record[2] == interval
         }
 
     def _blocks(self, fetch: Any, table: Any) -> Iterator[tuple[memoryview, memoryview]]:
