@@ -208,7 +208,7 @@ class Probes:
                 else:
                     self.notes.append(f"probes: {kind.probe}, " + reason)
                     return bpf, kind
-        if not btf and (not wanted or "kernel headers" in complaint):
+        if not btf and "kernel headers" in complaint:
             raise KernelError(
                 "this kernel has neither BTF nor headers installed; install the headers of"
                 f" {os.uname().release}, or a kernel with CONFIG_DEBUG_INFO_BTF"

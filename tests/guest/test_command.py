@@ -6,9 +6,11 @@ import csv
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 
@@ -54,17 +56,20 @@ def running(*arguments):
 
 
 def test_rolling_tables():
+    began = time.time()
     with traffic() as ((port, peer), (port6, _)):
-        result = tcptop("-C", "1", "3")
+        result = tcptop("-C", "1", "3", env={**os.environ, "TZ": "TST-5:45"})
     assert (result.returncode, result.stderr) == (0, "")
+    east = (5 * 60 + 45) * 60
+    moments = range(int(began), int(time.time()) + 1)
+    clocks = {time.strftime("%H:%M:%S", time.gmtime(second + east)) for second in moments}
     head, *outputs = re.split(r"\n(?=\d\d:\d\d:\d\d loadavg: )", result.stdout)
     assert head == BANNER
     assert len(outputs) == 3
     for output in outputs:
         lines = output.splitlines()
-        assert re.fullmatch(
-            r"\d\d:\d\d:\d\d loadavg: \d+\.\d\d \d+\.\d\d \d+\.\d\d \d+/\d+ \d+", lines[0]
-        )
+        assert lines[0][:8] in clocks
+        assert re.fullmatch(r" loadavg: \d+\.\d\d \d+\.\d\d \d+\.\d\d \d+/\d+ \d+", lines[0][8:])
         assert lines[1] == ""
         assert (
             lines[2]
@@ -120,6 +125,46 @@ def test_csv():
     ports = {(record["LPORT"], record["RPORT"]) for record in records}
     assert (str(port), str(peer)) in ports
     assert {record["FAMILY"] for record in records} == {"4"}
+
+
+def test_json_and_the_rows_that_are_wanted():
+    with traffic():
+        result = tcptop("--json", "-r", "1", "-s", "sent", "1", "3")
+    assert (result.returncode, result.stderr) == (0, "")
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [record["type"] for record in records] == ["session", "interval"] * 3
+    for session, interval in zip(records[::2], records[1::2]):
+        assert interval["tx_bytes"] > session["tx_bytes"] > session["rx_bytes"] == 0
+        assert interval["sessions"] >= 4, "two sessions with both ends"
+    for before, after in zip(records[1::2], records[3::2]):
+        # Neither the CPU's share nor the other clock's reading is exact.
+        assert abs(after["time"] - before["time"] - after["interval"]) < 0.2
+
+
+def test_live_view():
+    """It is drawn in place until q, and leaves the terminal as it was, with the last frame."""
+    master, terminal = os.openpty()
+    mode = termios.tcgetattr(terminal)
+    seen = b""
+    with traffic() as ((port, _), _):
+        process = subprocess.Popen(
+            [*COMMAND, "-4", "1"],
+            stdin=terminal,
+            stdout=terminal,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "TERM": "xterm"},
+        )
+        wanted = f" 127.0.0.1:{port} ".encode()
+        while wanted not in seen.rpartition(b"\033[?1049l")[2]:
+            assert select.select([master], [], [], PATIENCE)[0]
+            seen += os.read(master, 4096)
+            if b"sorted by all" in seen and process.poll() is None:
+                os.write(master, b"q")
+    assert (process.wait(PATIENCE), process.stderr.read()) == (0, b"")
+    assert seen.count(b"\033[?1049h") == seen.count(b"\033[?1049l") == 1
+    assert termios.tcgetattr(terminal) == mode
+    os.close(master)
+    os.close(terminal)
 
 
 def test_usage_errors():
@@ -216,6 +261,13 @@ def test_without_btf_and_headers():
     result = subprocess.run([*command, "1", "1"], check=False, capture_output=True, text=True)
     assert result.returncode == 1
     assert re.fullmatch(r"tcptop: this kernel has neither BTF nor headers .*\n", result.stderr)
+
+
+def test_probes_that_are_not_there():
+    command = [*hiding("/sys/kernel/btf"), "--probe", "fentry"]
+    result = subprocess.run([*command, "1", "1"], check=False, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert re.fullmatch(r"tcptop: this kernel does not take fentry probes; .*\n", result.stderr)
 
 
 def test_without_btf_headers_serve():
