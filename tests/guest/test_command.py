@@ -155,7 +155,7 @@ def test_live_view():
             env={**os.environ, "TERM": "xterm"},
         )
         wanted = f" 127.0.0.1:{port} ".encode()
-        while wanted not in seen.rpartition(b"\033[?1049l")[2]:
+        while wanted not in seen.partition(b"\033[?1049l")[2]:
             assert select.select([master], [], [], PATIENCE)[0]
             seen += os.read(master, 4096)
             if b"sorted by all" in seen and process.poll() is None:
