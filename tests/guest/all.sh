@@ -1,8 +1,11 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# All tests that need a guest, in one boot: it takes its time under emulation.
+# All tests that need a guest, in one boot: it takes its time under emulation. Arguments are
+# options of pytest.
 set -e
-pytest() { env --default-signal=INT python3 -m pytest -q -p no:cacheprovider "$@"; }
+options=$*
+# shellcheck disable=SC2086
+pytest() { env --default-signal=INT python3 -m pytest -q -p no:cacheprovider $options "$@"; }
 
 # Two at a time, because emulation keeps one processor busy with each. The shell has what
 # runs in the background ignore SIGINT, which the tests send.

@@ -12,7 +12,8 @@ dpkg -i dist/tcptop-bpfcc_*_all.deb
 [ "$(readlink -f /usr/sbin/tcptop-bpfcc)" = /usr/share/tcptop-bpfcc/tcptop.py ]
 [ -n "$(find /usr/lib/modules/*/build/ -name Makefile 2>/dev/null)" ] && exit 1 # no headers
 status=0
-TCPTOP=/usr/sbin/tcptop-bpfcc sh tests/guest/all.sh || status=$?
+TCPTOP=/usr/sbin/tcptop-bpfcc sh tests/guest/all.sh \
+    --deselect=tests/guest/test_command.py::test_without_btf_headers_serve || status=$?
 
 dpkg --purge tcptop-bpfcc
 [ "$(reference)" = "$before" ]
