@@ -6,11 +6,13 @@ VM = $(PYTHON) tests/vm.py
 SOURCES = *.py tests
 GUEST = $(VM) run --release $(RELEASE) --timeout 1500
 
-# Where to install: distributions add a suffix to the command's name.
+# Where to install: distributions add a suffix to the commands' names.
 PREFIX = /usr/local
 SUFFIX =
-NAME = tcptop$(SUFFIX)
+SBIN = $(DESTDIR)$(PREFIX)/sbin
 SHARE = $(DESTDIR)$(PREFIX)/share
+LIBRARY = $(SHARE)/tcptop$(SUFFIX)
+BASH = $(SHARE)/bash-completion/completions
 ZSH = $(SHARE)/zsh/site-functions
 
 .PHONY: run test lint unit guest compare soak examples picture bench matrix deb install uninstall
@@ -29,7 +31,7 @@ lint: $(PYTHON)
 	$(VM) tool -- ruff check $(SOURCES)
 	$(VM) tool -- ruff format --check $(SOURCES)
 	$(VM) tool -- mypy *.py tests/*.py
-	$(VM) tool -- clang-format --dry-run -Werror bpf/*.c
+	$(VM) tool -- clang-format --dry-run -Werror bpf/*.[ch]
 	mandoc -T lint -W warning man/*.8
 	! MANROFFSEQ= LC_ALL=C.UTF-8 man --warnings -E UTF-8 -l man/*.8 2>&1 >/dev/null | grep .
 
@@ -39,10 +41,11 @@ unit: $(PYTHON)
 guest: $(PYTHON)
 	$(GUEST) -- sh tests/guest/all.sh
 
-# The table of exactness: the same traffic, watched by Debian's tcptop-bpfcc as well.
+# The table of exactness: the same traffic, watched by Debian's tcptop-bpfcc as well; and
+# where the lines of tcplife and tcplife-bpfcc differ.
 compare: $(PYTHON)
 	$(GUEST) -- env TCPTOP_COMPARE=1 python3 -m pytest -s -q -p no:cacheprovider \
-	    tests/guest/test_exact.py
+	    tests/guest/test_exact.py tests/guest/compare_life.py
 
 # A great many short sessions; it takes one or two hours.
 soak: $(PYTHON)
@@ -59,10 +62,9 @@ picture: $(PYTHON)
 	$(VM) tool -- python tests/picture.py >dist/picture
 	mv dist/picture man/tcptop.svg
 
-# The guest's nanoseconds are instructions; with CPUS=2 those of both.
-bench: CPUS = 1
+# The guest's nanoseconds are instructions.
 bench: $(PYTHON)
-	$(GUEST) --icount --cpus $(CPUS) -- $(PYTHON) tests/bench.py $(ARGS)
+	$(GUEST) --icount --cpus 1 -- $(PYTHON) tests/bench.py $(ARGS)
 
 # The package, built here, on the kernel, Python and bcc of each release, without headers.
 matrix: deb
@@ -79,18 +81,18 @@ deb: $(PYTHON)
 	lintian --allow-root --fail-on error,warning dist/*.changes
 
 install:
-	install -d $(DESTDIR)$(PREFIX)/sbin $(SHARE)/$(NAME) $(SHARE)/man/man8 $(ZSH) \
-	    $(SHARE)/bash-completion/completions
-	install -m 644 *.py $(SHARE)/$(NAME)
-	chmod +x $(SHARE)/$(NAME)/tcptop.py
-	cp -r bpf $(SHARE)/$(NAME)
-	ln -sf ../share/$(NAME)/tcptop.py $(DESTDIR)$(PREFIX)/sbin/$(NAME)
-	install -m 644 man/tcptop.8 $(SHARE)/man/man8/$(NAME).8
-	sed '$$s/tcptop$$/$(NAME)/' completions/tcptop.bash \
-	    >$(SHARE)/bash-completion/completions/$(NAME)
-	sed '1s/tcptop$$/$(NAME)/' completions/_tcptop >$(ZSH)/_$(NAME)
+	install -d $(SBIN) $(LIBRARY) $(SHARE)/man/man8 $(ZSH) $(BASH)
+	install -m 644 *.py $(LIBRARY)
+	cp -r bpf $(LIBRARY)
+	set -e; for tool in tcptop tcplife; do \
+	    chmod +x $(LIBRARY)/$$tool.py; \
+	    ln -sf ../share/tcptop$(SUFFIX)/$$tool.py $(SBIN)/$$tool$(SUFFIX); \
+	    install -m 644 man/$$tool.8 $(SHARE)/man/man8/$$tool$(SUFFIX).8; \
+	    sed "\$$s/$$tool\$$/&$(SUFFIX)/" completions/$$tool.bash >$(BASH)/$$tool$(SUFFIX); \
+	    sed "1s/$$tool\$$/&$(SUFFIX)/" completions/_$$tool >$(ZSH)/_$$tool$(SUFFIX); \
+	done
 
 uninstall:
-	rm -rf $(SHARE)/$(NAME)
-	rm -f $(DESTDIR)$(PREFIX)/sbin/$(NAME) $(SHARE)/man/man8/$(NAME).8 $(ZSH)/_$(NAME) \
-	    $(SHARE)/bash-completion/completions/$(NAME)
+	rm -rf $(LIBRARY)
+	set -e; for tool in tcptop tcplife; do rm -f $(SBIN)/$$tool$(SUFFIX) \
+	    $(SHARE)/man/man8/$$tool$(SUFFIX).8 $(BASH)/$$tool$(SUFFIX) $(ZSH)/_$$tool$(SUFFIX); done

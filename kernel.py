@@ -34,6 +34,8 @@ FIELDS = {
         "write_seq",
         "rcv_nxt",
         "snd_nxt",
+        "snd_una",
+        "bytes_acked",
         "bytes_received",
         "bytes_sent",
         "bytes_retrans",

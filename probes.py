@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build the C program, attach it, drain it. The only place that knows bcc."""
+"""Build the C programs, attach them, fetch what they count. The only place that knows bcc."""
 
 import contextlib
 import ctypes
@@ -19,8 +19,8 @@ from session import Session, layout
 BPF_DIRECTORY = os.path.join(os.path.dirname(os.path.realpath(__file__)), "bpf")
 
 BPF_F_NO_PREALLOC = 1
-# Index of `counters` in bpf/tcptop.c.
-ROWS_MADE, EVENTS_MISSED, TRACING, INTERVAL = range(4)
+# Index of `counters` in both programs, and in bpf/tcptop.c.
+EVENTS_MISSED, ROWS_MADE, TRACING, INTERVAL = range(4)
 # Its iterators: over all TCP sockets, and over their positions.
 NOTE_SOCKET, SETTLE_POSITION = b"bpf_iter__tcp", b"bpf_iter__bpf_sk_storage_map"
 # Sockets remembered for each session that an interval can hold: most are idle.
@@ -30,14 +30,26 @@ BATCH = 4096
 
 
 class Kind(NamedTuple):
-    """A way to trace: the name for --probe, and where a socket's position is kept."""
+    """A way to trace: the name for --probe, and a macro for what else the kernel should have."""
 
     probe: str
-    storage: bool
+    extra: str = ""
 
 
-# Cheapest first. Programs of kind fentry need Linux 5.5, and socket storage in them 5.11.
-KINDS = (Kind("fentry", True), Kind("fentry", False), Kind("kprobe", False))
+class Tool(NamedTuple):
+    """A C program of bpf/ and the kinds to try, the best first."""
+
+    name: str
+    kinds: tuple[Kind, ...]
+
+
+# Programs of kind fentry need Linux 5.5, and socket storage in them 5.11.
+TCPTOP = Tool("tcptop", (Kind("fentry", "SOCKET_STORAGE"), Kind("fentry"), Kind("kprobe")))
+# The tracepoint is there since Linux 4.16; security_sock_graft() with CONFIG_SECURITY_NETWORK.
+TCPLIFE = Tool(
+    "tcplife",
+    tuple(Kind(probe, extra) for extra in ("SOCK_GRAFT", "") for probe in ("tracepoint", "kprobe")),
+)
 
 
 def any_of(values: list[int], name: str) -> str:
@@ -48,31 +60,31 @@ def any_of(values: list[int], name: str) -> str:
 def macros(options: Namespace, kind: Kind, offsets: dict[str, Any], flags: int) -> str:
     """The options as C macros. Everything in them is a number or chosen here."""
     defined: dict[str, Any] = {
-        "MAX_SESSIONS": options.max_sessions,
-        "MAX_SOCKETS": options.max_sessions * SOCKETS_PER_SESSION,
-        "ROW_FLAGS": flags,
+        f"PROBE_{kind.probe.upper()}": 1,
+        "MAP_FLAGS": flags,
         "PID_MATCHES(pid)": any_of(options.pids, "pid"),
     }
+    if kind.extra:
+        defined[kind.extra] = 1
+    if "max_sessions" in options:
+        defined["MAX_SESSIONS"] = options.max_sessions
+        defined["MAX_SOCKETS"] = options.max_sessions * SOCKETS_PER_SESSION
     if len(options.families) == 1 or options.lports or options.rports:
         defined["SESSION_FILTER"] = 1
         defined["FAMILY_MATCHES(family)"] = any_of(options.families, "family")
         defined["LPORT_MATCHES(port)"] = any_of(options.lports, "port")
         defined["RPORT_MATCHES(port)"] = any_of(options.rports, "port")
-    if kind.probe == "fentry":
-        defined["PROBE_FENTRY"] = 1
-    if kind.storage:
-        defined["SOCKET_STORAGE"] = 1
     if options.cgroup:
         defined["CGROUP_ID"], defined["CGROUP_LEVEL"] = options.cgroup
     for option in ("cgroupmap", "mntnsmap"):
-        pinned: Optional[PinnedMap] = getattr(options, option)
+        pinned: Optional[PinnedMap] = getattr(options, option, None)
         if pinned:
             defined[f"{option.upper()}_FLAGS"] = pinned.flags
     defined.update((f"OFFSET_{field}", offset) for field, offset in offsets.items())
     return "".join(f"#define {macro} {value}\n" for macro, value in defined.items())
 
 
-def program(options: Namespace, kind: Kind, btf: Optional[Btf]) -> str:
+def program(tool: Tool, options: Namespace, kind: Kind, btf: Optional[Btf]) -> str:
     """The whole C text. Without BTF the field offsets are left to the kernel headers."""
     if btf:
         offsets: dict[str, Any] = dict(kernel.field_offsets(btf))
@@ -88,22 +100,25 @@ def program(options: Namespace, kind: Kind, btf: Optional[Btf]) -> str:
     # of its own (7c8199e24fa0), struct bpf_mem_alloc.
     allocates = kind.probe == "fentry" or (btf and btf.struct("bpf_mem_alloc"))
     flags = BPF_F_NO_PREALLOC if allocates else 0
-    with open(os.path.join(BPF_DIRECTORY, "tcptop.c"), encoding="ascii") as text:
-        return headers + macros(options, kind, offsets, flags) + text.read()
+    text = headers + macros(options, kind, offsets, flags)
+    for name in ("common.h", f"{tool.name}.c"):
+        with open(os.path.join(BPF_DIRECTORY, name), encoding="ascii") as file:
+            text += file.read()
+    return text
 
 
-def source(options: Namespace) -> str:
+def source(tool: Tool, options: Namespace) -> str:
     """The C text that would be tried first; needs neither bcc nor privileges."""
     btf = Btf() if os.path.exists(kernel.BTF) else None
-    return program(options, wanted_kinds(options, btf)[0], btf)
+    return program(tool, options, wanted_kinds(tool, options, btf)[0], btf)
 
 
-def wanted_kinds(options: Namespace, btf: Optional[Btf]) -> list[Kind]:
-    """What to try for --probe, cheapest first; fentry takes its types from BTF."""
+def wanted_kinds(tool: Tool, options: Namespace, btf: Optional[Btf]) -> list[Kind]:
+    """What to try for --probe, the best first; fentry takes its types from BTF."""
     return [
         kind
-        for kind in KINDS
-        if options.probe in ("auto", kind.probe) and (btf or kind.probe == "kprobe")
+        for kind in tool.kinds
+        if options.probe in ("auto", kind.probe) and (btf or kind.probe != "fentry")
     ]
 
 
@@ -142,10 +157,13 @@ def _quiet(log: Any) -> Iterator[None]:
             os.close(copy)
 
 
-class Probes:
-    """The attached programs. Raises KernelError if none of the wanted kinds can be used."""
+class Program:
+    """An attached C program. Raises KernelError if none of the wanted kinds can be used.
 
-    def __init__(self, options: Namespace) -> None:
+    `notes` tell how the kernel is traced, for -v.
+    """
+
+    def __init__(self, tool: Tool, options: Namespace) -> None:
         try:
             btf: Optional[Btf] = Btf()
         except KernelError:
@@ -161,43 +179,36 @@ class Probes:
             ) from None
         self._lib = kernel.libbpf()
         self._bcc = bcc
+        self._btf = btf
         self.notes: list[str] = [f"{kernel.online()}, bcc {bcc.__version__}"]
-        self._bpf, self.kind = self._load(options, btf)
-        # Shared with the programs, so that an interval without any bytes takes no system call.
+        self._bpf, self._kind = self._load(tool, options)
+        # Shared with the program, so that a look at it takes no system call.
         memory = mmap.mmap(self._bpf["counters"].map_fd, mmap.PAGESIZE)
         self._counters = memoryview(memory).cast("Q")
-        self._rows = (self._bpf["rows_even"], self._bpf["rows_odd"])
-        self._interval = 0
-        for option in ("cgroupmap", "mntnsmap"):
-            pinned: Optional[PinnedMap] = getattr(options, option)
-            if pinned:
-                self._bpf[option][ctypes.c_int(0)] = ctypes.c_int(pinned.fd)
-        for parity, rows in enumerate(self._rows):
-            self._bpf["rows"][ctypes.c_int(parity)] = ctypes.c_int(rows.map_fd)
-        if self.kind.storage:
-            positions = ctypes.c_int(bcc.lib.bpf_table_fd(self._bpf.module, b"positions"))
-            self._settling = self._iterator(SETTLE_POSITION, positions)
-        # The programs are attached since _load(), but what they saw was before the start.
-        self._made = self._counters[ROWS_MADE]
-        self._turn()
-        self._sessions(0)
-        self._missed = self._counters[EVENTS_MISSED]
-        if btf:
-            self._note_open_sockets()
-        self._counters[TRACING] = 1
+        self._missed = 0
 
-    def _load(self, options: Namespace, btf: Optional[Btf]) -> tuple[Any, Kind]:
-        wanted = wanted_kinds(options, btf)
+    def _iterators(self, kind: Kind) -> list[bytes]:
+        """The names of the iterators in a program."""
+        return []
+
+    def _new_missed(self) -> int:
+        """How many events were missed since the last call."""
+        before, self._missed = self._missed, self._counters[EVENTS_MISSED]
+        return self._missed - before
+
+    def _load(self, tool: Tool, options: Namespace) -> tuple[Any, Kind]:
+        wanted = wanted_kinds(tool, options, self._btf)
         reason = "the cheapest that works here" if options.probe == "auto" else "as asked"
         complaint = ""
         for kind in wanted:
+            text = program(tool, options, kind, self._btf)
             with os.fdopen(os.memfd_create("log"), "w+", errors="replace") as log:
                 # What bcc's -O2 does beyond -O1 takes 5 % of the start and gains nothing here.
                 try:
                     with _quiet(log):
-                        bpf = self._bcc.BPF(text=program(options, kind, btf), cflags=["-O1"])
+                        bpf = self._bcc.BPF(text=text, cflags=["-O1"])
                         # bcc attaches the probes but leaves iterators to us.
-                        for iterator in (NOTE_SOCKET, SETTLE_POSITION)[: bool(btf) + kind.storage]:
+                        for iterator in self._iterators(kind):
                             bpf.load_func(iterator, bpf.TRACING)
                 except Exception as error:  # bcc raises nothing narrower
                     log.seek(0)
@@ -208,7 +219,7 @@ class Probes:
                 else:
                     self.notes.append(f"probes: {kind.probe}, " + reason)
                     return bpf, kind
-        if not btf and "kernel headers" in complaint:
+        if not self._btf and "kernel headers" in complaint:
             raise KernelError(
                 "this kernel has neither BTF nor headers installed; install the headers of"
                 f" {os.uname().release}, or a kernel with CONFIG_DEBUG_INFO_BTF"
@@ -218,10 +229,41 @@ class Probes:
                 "this kernel forbids tracing programs (Operation not permitted); lockdown or a"
                 " sandbox may be the cause: run it on the host itself, or in a virtual machine"
             )
+        every = options.probe == "auto"
         raise KernelError(
-            f"this kernel does not take {options.probe} probes;"
-            " --probe auto tries all kinds, -v shows what the kernel says"
+            f"this kernel does not take {'any of our' if every else options.probe} probes;"
+            f"{'' if every else ' --probe auto tries all kinds,'} -v shows what the kernel says"
         )
+
+
+class Traffic(Program):
+    """What processes move over sessions, counted all the time."""
+
+    def __init__(self, options: Namespace) -> None:
+        super().__init__(TCPTOP, options)
+        self._rows = (self._bpf["rows_even"], self._bpf["rows_odd"])
+        self._interval = 0
+        for option in ("cgroupmap", "mntnsmap"):
+            pinned: Optional[PinnedMap] = getattr(options, option)
+            if pinned:
+                self._bpf[option][ctypes.c_int(0)] = ctypes.c_int(pinned.fd)
+        for parity, rows in enumerate(self._rows):
+            self._bpf["rows"][ctypes.c_int(parity)] = ctypes.c_int(rows.map_fd)
+        self._in_storage = SETTLE_POSITION in self._iterators(self._kind)
+        if self._in_storage:
+            positions = ctypes.c_int(self._bcc.lib.bpf_table_fd(self._bpf.module, b"positions"))
+            self._settling = self._iterator(SETTLE_POSITION, positions)
+        # The programs are attached since _load(), but what they saw was before the start.
+        self._made = self._counters[ROWS_MADE]
+        self._turn()
+        self._sessions(0)
+        self._new_missed()
+        if self._btf:
+            self._note_open_sockets()
+        self._counters[TRACING] = 1
+
+    def _iterators(self, kind: Kind) -> list[bytes]:
+        return [NOTE_SOCKET] * bool(self._btf) + [SETTLE_POSITION] * (kind.extra != "")
 
     def _iterator(self, program: bytes, target: Optional[ctypes.c_int] = None) -> int:
         """A link to an iterator program, for a map by its file descriptor or for no map."""
@@ -257,24 +299,23 @@ class Probes:
 
     def drain(self) -> tuple[list[Session], int]:
         """The sessions since the last call, and how many events were missed in that time."""
-        missed, made = self._counters[EVENTS_MISSED], self._counters[ROWS_MADE]
-        new_missed, self._missed = missed - self._missed, missed
+        missed, made = self._new_missed(), self._counters[ROWS_MADE]
         if made == self._made:
-            return [], new_missed
+            return [], missed
         self._made = made
         with _undisturbed():
             self._turn()
             found = self._sessions(self._interval - 1)
         # A row is made for bytes, so one without any has lost what it was made for.
         sessions = [session for session in found if session[0] or session[1]]
-        return sessions, new_missed + len(found) - len(sessions)
+        return sessions, missed + len(found) - len(sessions)
 
     def _sessions(self, interval: int) -> list[Session]:
         """Take all rows of an interval that is over, and with them what the shares hold."""
         rows, take = self._rows[interval % 2], self._lib.bpf_map_lookup_and_delete_batch
         row = layout(rows.Leaf, "rx_bytes", "tx_bytes", "identity")
         sessions: list[Session] = []
-        if self.kind.storage:
+        if self._in_storage:
             self._iterate(self._settling)
             for _, block in self._blocks(take, rows):
                 sessions += row.iter_unpack(block)
@@ -315,3 +356,23 @@ class Probes:
                 memoryview(keys)[: count.value * key_size],
                 memoryview(values)[: count.value * value_size],
             )
+
+
+class Lives(Program):
+    """The sessions that have ended."""
+
+    def __init__(self, options: Namespace) -> None:
+        super().__init__(TCPLIFE, options)
+        self._fetched: list[bytes] = []
+        self._bpf["lives"].open_ring_buffer(self._take)
+        self._new_missed()
+
+    def _take(self, _: Any, data: int, size: int) -> None:
+        self._fetched.append(ctypes.string_at(data, size))
+
+    def fetch(self) -> tuple[list[bytes], int]:
+        """The packed struct life of each session that ended since the last call, in order, and
+        how many could not be told."""
+        self._bpf.ring_buffer_consume()
+        fetched, self._fetched = self._fetched, []
+        return fetched, self._new_missed()

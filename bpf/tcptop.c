@@ -12,55 +12,15 @@
  * preempt a probe, and then skips it for others on that CPU) is made up for by
  * the next one, and there is one more at the end; see __tcp_close below.
  *
- * Read by Python, which puts the options and field offsets in front as macros:
- *   PROBE_FENTRY           fentry programs; otherwise kprobes
+ * Read by Python, which puts common.h in front, and these macros:
  *   SOCKET_STORAGE         positions live in the socket itself; otherwise in a hash
- *   MAX_SESSIONS, MAX_SOCKETS, ROW_FLAGS     sizes and flags of the maps
- *   PID_MATCHES(pid)       the filter for processes, as a condition
- *   SESSION_FILTER         only some sessions are wanted, by these conditions:
- *   FAMILY_MATCHES(family), LPORT_MATCHES(port), RPORT_MATCHES(port)
- *   CGROUP_ID, CGROUP_LEVEL          a cgroup v2 and its depth, if only that is wanted
- *   CGROUPMAP_FLAGS, MNTNSMAP_FLAGS  how the maps of those filters were made, if given
- *   OFFSET_field           where a kernel structure keeps a field, in bytes
- *   HAVE_BTF               the kernel has BTF, and so iterators
+ *   MAX_SESSIONS, MAX_SOCKETS, MAP_FLAGS     sizes and flags of the maps
  */
 
-#include <uapi/linux/ptrace.h>
-
-#define AF_INET6 10
-#define IPPROTO_TCP 6
-/* enum sock_flags, include/net/sock.h: bits of sk_flags, unchanged since 2.6. */
-#define SOCK_DEAD (1 << 0)
-#define SOCK_DONE (1 << 1) /* set by tcp_fin(): the peer's FIN is in rcv_nxt */
-#define SOCK_URGINLINE (1 << 2)
-/* include/net/tcp_states.h */
-#define TCP_ESTABLISHED 1
-#define TCP_CLOSE 7
-#define TCPF_SYN_SENT (1 << 2)
-#define TCPF_LISTEN (1 << 10)
-/* FIN_WAIT1, FIN_WAIT2, TIME_WAIT, LAST_ACK, CLOSING: our FIN is in write_seq. */
-#define TCPF_FIN_QUEUED (1 << 4 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 11)
 /* include/net/tcp.h: recv(MSG_OOB) has taken the urgent byte. */
 #define TCP_URG_READ 0x0400
 /* include/linux/sched.h, unchanged since 2.6.27 */
 #define PF_KTHREAD 0x00200000
-
-struct sock;
-
-/*
- * Whose traffic a row of the table is: a process' and a session's. Numbers are in network
- * byte order, so that user space can sort by the bytes as they are.
- */
-struct identity {
-	u8 family; /* AF_INET or AF_INET6 */
-	u8 unused[3];
-	u32 pid; /* process (thread group) id */
-	u16 lport;
-	u16 rport;
-	u8 laddr[16]; /* the first 4 for AF_INET */
-	u8 raddr[16];
-	char comm[16];
-};
 
 /* A row of the table: what one process moved over one session in one interval. */
 struct session {
@@ -101,7 +61,7 @@ struct position {
  * Index of `counters`, which user space has in its memory; it sets the last two, and
  * numbers intervals from 1.
  */
-enum { ROWS_MADE, EVENTS_MISSED, TRACING, INTERVAL, COUNTERS };
+enum { EVENTS_MISSED, ROWS_MADE, TRACING, INTERVAL, COUNTERS };
 BPF_F_TABLE("array", int, u64, counters, COUNTERS, BPF_F_MMAPABLE);
 
 /*
@@ -114,102 +74,27 @@ BPF_F_TABLE("array", int, u64, counters, COUNTERS, BPF_F_MMAPABLE);
  * until every program that may have seen the old number has ended, and only then reads
  * the rows and shares of the old, in which nobody writes any more.
  */
-BPF_F_TABLE("hash", struct session_key, struct session, rows_even, MAX_SESSIONS, ROW_FLAGS);
-BPF_F_TABLE("hash", struct session_key, struct session, rows_odd, MAX_SESSIONS, ROW_FLAGS);
+BPF_F_TABLE("hash", struct session_key, struct session, rows_even, MAX_SESSIONS, MAP_FLAGS);
+BPF_F_TABLE("hash", struct session_key, struct session, rows_odd, MAX_SESSIONS, MAP_FLAGS);
 BPF_ARRAY_OF_MAPS(rows, "rows_even", 2);
 
 #ifdef SOCKET_STORAGE
 BPF_SK_STORAGE(positions, struct position);
 #else
-BPF_F_TABLE("hash", u64, struct position, positions, MAX_SOCKETS, ROW_FLAGS);
+BPF_F_TABLE("hash", u64, struct position, positions, MAX_SOCKETS, MAP_FLAGS);
 #endif
-
-#define FETCH(type, base, offset)                                                                  \
-	({                                                                                         \
-		type _value = 0;                                                                   \
-		bpf_probe_read_kernel(&_value, sizeof(_value), (void *)(base) + (offset));         \
-		_value;                                                                            \
-	})
 
 /*
  * TCP(sk): a pointer whose fields can be read, NULL if fentry knows that sk is no TCP
  * socket. A kprobe asks IS_TCP, and only of sockets that it does not know yet.
  */
 #ifdef PROBE_FENTRY
-#define FIELD(type, base, offset) (*(type *)((void *)(base) + (offset)))
 #define TCP(sk) ((void *)bpf_skc_to_tcp_sock(sk))
 #define IS_TCP(tp) true
 #else
-#define FIELD FETCH
 #define TCP(sk) ((void *)(sk))
 #define IS_TCP(tp) (FETCH(u16, tp, OFFSET_sk_protocol) == IPPROTO_TCP)
 #endif
-
-/*
- * The maps of the two map filters are made by others. A map of maps takes them by file
- * descriptor as long as they are of the same kind as the example it was made with.
- */
-#ifdef CGROUPMAP_FLAGS
-BPF_F_TABLE("hash", u64, u64, cgroupmap_example, 1, CGROUPMAP_FLAGS);
-BPF_ARRAY_OF_MAPS(cgroupmap, "cgroupmap_example", 1);
-#endif
-#ifdef MNTNSMAP_FLAGS
-BPF_F_TABLE("hash", u64, u32, mntnsmap_example, 1, MNTNSMAP_FLAGS);
-BPF_ARRAY_OF_MAPS(mntnsmap, "mntnsmap_example", 1);
-#endif
-
-static __always_inline bool has(void *map, u64 key)
-{
-	return map && bpf_map_lookup_elem(map, &key);
-}
-
-/* Whether the task that runs is one of those asked for. */
-static __always_inline bool task_matches(u32 pid)
-{
-	if (!(PID_MATCHES(pid)))
-		return false;
-#if defined(CGROUP_ID) && defined(OFFSET_ancestor_ids)
-	void *set = FETCH(void *, bpf_get_current_task(), OFFSET_cgroups);
-	void *cgroup = FETCH(void *, set, OFFSET_dfl_cgrp);
-	u32 at = OFFSET_ancestor_ids + CGROUP_LEVEL * sizeof(u64);
-
-	if (FETCH(int, cgroup, OFFSET_level) < CGROUP_LEVEL || FETCH(u64, cgroup, at) != CGROUP_ID)
-		return false;
-#elif defined(CGROUP_ID)
-	if (bpf_get_current_ancestor_cgroup_id(CGROUP_LEVEL) != CGROUP_ID)
-		return false;
-#endif
-#ifdef CGROUPMAP_FLAGS
-	int cgroups = 0;
-
-	if (!has(cgroupmap.lookup(&cgroups), bpf_get_current_cgroup_id()))
-		return false;
-#endif
-#ifdef MNTNSMAP_FLAGS
-	int namespaces = 0;
-	void *task = (void *)bpf_get_current_task();
-	void *proxy = FETCH(void *, task, OFFSET_nsproxy);
-	void *namespace = FETCH(void *, proxy, OFFSET_mnt_ns);
-
-	if (!has(mntnsmap.lookup(&namespaces), FETCH(u32, namespace, OFFSET_ns + OFFSET_inum)))
-		return false;
-#endif
-	return true;
-}
-
-/* Whether a session is one of those asked for. */
-static __always_inline bool session_matches(void *tp)
-{
-#ifdef SESSION_FILTER
-	u16 family = FIELD(u16, tp, OFFSET_skc_family);
-	u16 lport = bpf_ntohs(FIELD(u16, tp, OFFSET_inet_sport));
-	u16 rport = bpf_ntohs(FIELD(u16, tp, OFFSET_skc_dport));
-
-	return (FAMILY_MATCHES(family)) && (LPORT_MATCHES(lport)) && (RPORT_MATCHES(rport));
-#else
-	return true;
-#endif
-}
 
 static __always_inline void add(u32 counter, u64 amount)
 {
@@ -326,15 +211,7 @@ static __always_inline void *rows_of(u32 interval)
 /* The row of the current process' use of a session, made unless there is one; NULL for no room. */
 static __always_inline struct session *make_row(void *tp, struct session_key *use, u32 interval)
 {
-	struct session row = {
-	    .identity.family = FIELD(u16, tp, OFFSET_skc_family),
-	    .identity.pid = bpf_htonl(use->pid),
-	    .identity.lport = FIELD(u16, tp, OFFSET_inet_sport),
-	    .identity.rport = FIELD(u16, tp, OFFSET_skc_dport),
-	};
-	struct identity *identity = &row.identity;
-	void *task = (void *)bpf_get_current_task();
-	void *leader = FETCH(void *, task, OFFSET_group_leader);
+	struct session row = {};
 	void *rows = rows_of(interval);
 	struct session *made;
 
@@ -343,15 +220,8 @@ static __always_inline struct session *make_row(void *tp, struct session_key *us
 	made = bpf_map_lookup_elem(rows, use);
 	if (made)
 		return made;
-	if (identity->family == AF_INET6) {
-		bpf_probe_read_kernel(identity->laddr, 16, tp + OFFSET_skc_v6_rcv_saddr);
-		bpf_probe_read_kernel(identity->raddr, 16, tp + OFFSET_skc_v6_daddr);
-	} else {
-		bpf_probe_read_kernel(identity->laddr, 4, tp + OFFSET_skc_rcv_saddr);
-		bpf_probe_read_kernel(identity->raddr, 4, tp + OFFSET_skc_daddr);
-	}
-	/* The process' name; a thread may have one of its own. */
-	bpf_probe_read_kernel(identity->comm, sizeof(identity->comm), leader + OFFSET_comm);
+	name_session(&row.identity, tp);
+	name_process(&row.identity, use->pid);
 	if (!bpf_map_update_elem(rows, use, &row, BPF_NOEXIST))
 		add(ROWS_MADE, 1);
 	return bpf_map_lookup_elem(rows, use);

@@ -9,7 +9,7 @@ pytest() { env --default-signal=INT python3 -m pytest -q -p no:cacheprovider $op
 
 # Two at a time, because emulation keeps one processor busy with each. The shell has what
 # runs in the background ignore SIGINT, which the tests send.
-pytest tests/guest/test_command.py >/tmp/command 2>&1 &
+pytest tests/guest/test_command.py tests/guest/test_life.py >/tmp/command 2>&1 &
 status=0
 pytest tests/guest/test_exact.py || status=$?
 

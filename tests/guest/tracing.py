@@ -12,6 +12,7 @@ import threading
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # The installed command may be tested in the place of the tree's.
 COMMAND = os.environ.get("TCPTOP", f"{sys.executable} {ROOT / 'tcptop.py'}").split()
+LIFE = os.environ.get("TCPLIFE", f"{sys.executable} {ROOT / 'tcplife.py'}").split()
 # Seconds in which anything that is to happen must have happened, under emulation.
 PATIENCE = 180
 

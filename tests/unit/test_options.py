@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import command
 import tcptop
 from session import AF_INET, AF_INET6
 
@@ -74,15 +75,15 @@ def test_usage_errors(arguments, complaint, capsys):
 def test_a_number_is_a_number_or_refused(text):
     """Nothing that the C compiler could take for more than a number gets through."""
     try:
-        values = tcptop.numbers(text)
-    except tcptop.argparse.ArgumentTypeError:
+        values = command.numbers(text)
+    except command.argparse.ArgumentTypeError:
         return
     assert all(type(value) is int and 0 < value < 1 << 31 for value in values)
 
 
 @given(st.lists(st.integers(1, 65535), min_size=1, max_size=5))
 def test_ports_are_read_as_written(ports):
-    assert tcptop.ports(",".join(map(str, ports))) == ports
+    assert command.ports(",".join(map(str, ports))) == ports
 
 
 def test_help_ends_with_examples(capsys):
@@ -97,4 +98,4 @@ def test_help_ends_with_examples(capsys):
 def test_version(capsys):
     with pytest.raises(SystemExit) as stopped:
         parse("--version")
-    assert (stopped.value.code, capsys.readouterr().out) == (0, f"tcptop {tcptop.VERSION}\n")
+    assert (stopped.value.code, capsys.readouterr().out) == (0, f"tcptop {command.VERSION}\n")

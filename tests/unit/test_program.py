@@ -2,6 +2,7 @@
 """The C text that the options make."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -9,14 +10,14 @@ import probes
 import tcptop
 from kernel import FIELDS, OPTIONAL_FIELDS, PinnedMap
 
-STORAGE, FENTRY, KPROBE = probes.KINDS
+STORAGE, FENTRY, KPROBE = probes.TCPTOP.kinds
 
 
 def macros(*arguments, kind=KPROBE, **checked):
     """The macros of a command line; `checked` is what replaces a path once it was opened."""
     options = tcptop.create_parser().parse_args(arguments)
     vars(options).update(checked)
-    text = probes.program(options, kind, None)
+    text = probes.program(probes.TCPTOP, options, kind, None)
     return dict(re.findall(r"^#define (\w+(?:\(\w+\))?) (.*)$", text, re.M))
 
 
@@ -61,22 +62,24 @@ def test_cgroup_and_maps():
 
 
 def test_kinds():
-    defined = {kind: set(macros(kind=kind)) for kind in probes.KINDS}
+    defined = {kind: set(macros(kind=kind)) for kind in probes.TCPTOP.kinds}
     assert {"PROBE_FENTRY", "SOCKET_STORAGE"} <= defined[STORAGE]
     assert defined[FENTRY] == defined[STORAGE] - {"SOCKET_STORAGE"}
-    assert defined[KPROBE] == defined[FENTRY] - {"PROBE_FENTRY"}
+    assert defined[KPROBE] == defined[FENTRY] - {"PROBE_FENTRY"} | {"PROBE_KPROBE"}
 
 
 def test_every_offset_that_the_program_names_is_defined():
-    with open(f"{probes.BPF_DIRECTORY}/tcptop.c", encoding="ascii") as text:
-        named = set(re.findall(r"OFFSET_(\w+)", text.read())) - {"field"}
+    text = "".join(
+        path.read_text(encoding="ascii") for path in Path(probes.BPF_DIRECTORY).glob("*.[ch]")
+    )
+    named = set(re.findall(r"OFFSET_(\w+)", text)) - {"field"}
     known = [*FIELDS.values(), *OPTIONAL_FIELDS.values()]
     assert named == {field for fields in known for field in fields}
 
 
 def test_the_text_includes_nothing_by_a_relative_name():
     """It would be looked for in the working directory of whoever runs this, as root."""
-    text = probes.program(tcptop.create_parser().parse_args([]), KPROBE, None)
+    text = probes.program(probes.TCPTOP, tcptop.create_parser().parse_args([]), KPROBE, None)
     assert re.findall(r'#\s*include\s*"', text) == []
 
 
@@ -86,4 +89,4 @@ def test_the_text_includes_nothing_by_a_relative_name():
 )
 def test_without_btf_only_kprobes_are_tried(option, kinds):
     options = tcptop.create_parser().parse_args(["--probe", option])
-    assert probes.wanted_kinds(options, None) == kinds
+    assert probes.wanted_kinds(probes.TCPTOP, options, None) == kinds

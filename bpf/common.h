@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * What both programs have in common: how to read the kernel's memory, whose traffic it is,
+ * and the filters.
+ *
+ * Python puts the options and field offsets in front as macros:
+ *   PROBE_FENTRY, PROBE_KPROBE, PROBE_TRACEPOINT    what kind of program this is
+ *   PID_MATCHES(pid)                 the filter for processes, as a condition
+ *   SESSION_FILTER                   only some sessions are wanted, by these conditions:
+ *   FAMILY_MATCHES(family), LPORT_MATCHES(port), RPORT_MATCHES(port)
+ *   CGROUP_ID, CGROUP_LEVEL          a cgroup v2 and its depth, if only that is wanted
+ *   CGROUPMAP_FLAGS, MNTNSMAP_FLAGS  how the maps of those filters were made, if given
+ *   OFFSET_field                     where a kernel structure keeps a field, in bytes
+ *   HAVE_BTF                         the kernel has BTF, and so iterators
+ */
+
+#include <uapi/linux/ptrace.h>
+
+#define AF_INET6 10
+#define IPPROTO_TCP 6
+/* enum sock_flags, include/net/sock.h: bits of sk_flags, unchanged since 2.6. */
+#define SOCK_DEAD (1 << 0)
+#define SOCK_DONE (1 << 1) /* set by tcp_fin(): the peer's FIN is in rcv_nxt */
+#define SOCK_URGINLINE (1 << 2)
+/* include/net/tcp_states.h */
+#define TCP_ESTABLISHED 1
+#define TCP_CLOSE 7
+#define TCPF_SYN_SENT (1 << 2)
+#define TCPF_LISTEN (1 << 10)
+/* FIN_WAIT1, FIN_WAIT2, TIME_WAIT, LAST_ACK, CLOSING: our FIN is in write_seq. */
+#define TCPF_FIN_QUEUED (1 << 4 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 11)
+
+struct sock;
+
+/*
+ * Whose traffic a row of the table is: a process' and a session's. Numbers are in network
+ * byte order, so that user space can sort by the bytes as they are.
+ */
+struct identity {
+	u8 family; /* AF_INET or AF_INET6 */
+	u8 unused[3];
+	u32 pid; /* process (thread group) id */
+	u16 lport;
+	u16 rport;
+	u8 laddr[16]; /* the first 4 for AF_INET */
+	u8 raddr[16];
+	char comm[16];
+};
+
+#define FETCH(type, base, offset)                                                                  \
+	({                                                                                         \
+		type _value = 0;                                                                   \
+		bpf_probe_read_kernel(&_value, sizeof(_value), (void *)(base) + (offset));         \
+		_value;                                                                            \
+	})
+
+/* A field of what fentry knows the type of is read directly. */
+#ifdef PROBE_FENTRY
+#define FIELD(type, base, offset) (*(type *)((void *)(base) + (offset)))
+#else
+#define FIELD FETCH
+#endif
+
+/*
+ * The maps of the two map filters are made by others. A map of maps takes them by file
+ * descriptor as long as they are of the same kind as the example it was made with.
+ */
+#ifdef CGROUPMAP_FLAGS
+BPF_F_TABLE("hash", u64, u64, cgroupmap_example, 1, CGROUPMAP_FLAGS);
+BPF_ARRAY_OF_MAPS(cgroupmap, "cgroupmap_example", 1);
+#endif
+#ifdef MNTNSMAP_FLAGS
+BPF_F_TABLE("hash", u64, u32, mntnsmap_example, 1, MNTNSMAP_FLAGS);
+BPF_ARRAY_OF_MAPS(mntnsmap, "mntnsmap_example", 1);
+#endif
+
+static __always_inline bool has(void *map, u64 key)
+{
+	return map && bpf_map_lookup_elem(map, &key);
+}
+
+/* Whether the task that runs is one of those asked for. */
+static __always_inline bool task_matches(u32 pid)
+{
+	if (!(PID_MATCHES(pid)))
+		return false;
+#if defined(CGROUP_ID) && defined(OFFSET_ancestor_ids)
+	void *set = FETCH(void *, bpf_get_current_task(), OFFSET_cgroups);
+	void *cgroup = FETCH(void *, set, OFFSET_dfl_cgrp);
+	u32 at = OFFSET_ancestor_ids + CGROUP_LEVEL * sizeof(u64);
+
+	if (FETCH(int, cgroup, OFFSET_level) < CGROUP_LEVEL || FETCH(u64, cgroup, at) != CGROUP_ID)
+		return false;
+#elif defined(CGROUP_ID)
+	if (bpf_get_current_ancestor_cgroup_id(CGROUP_LEVEL) != CGROUP_ID)
+		return false;
+#endif
+#ifdef CGROUPMAP_FLAGS
+	int cgroups = 0;
+
+	if (!has(cgroupmap.lookup(&cgroups), bpf_get_current_cgroup_id()))
+		return false;
+#endif
+#ifdef MNTNSMAP_FLAGS
+	int namespaces = 0;
+	void *task = (void *)bpf_get_current_task();
+	void *proxy = FETCH(void *, task, OFFSET_nsproxy);
+	void *namespace = FETCH(void *, proxy, OFFSET_mnt_ns);
+
+	if (!has(mntnsmap.lookup(&namespaces), FETCH(u32, namespace, OFFSET_ns + OFFSET_inum)))
+		return false;
+#endif
+	return true;
+}
+
+/* Whether a session is one of those asked for. */
+static __always_inline bool session_matches(void *tp)
+{
+#ifdef SESSION_FILTER
+	u16 family = FIELD(u16, tp, OFFSET_skc_family);
+	u16 lport = bpf_ntohs(FIELD(u16, tp, OFFSET_inet_sport));
+	u16 rport = bpf_ntohs(FIELD(u16, tp, OFFSET_skc_dport));
+
+	return (FAMILY_MATCHES(family)) && (LPORT_MATCHES(lport)) && (RPORT_MATCHES(rport));
+#else
+	return true;
+#endif
+}
+
+/* Whose session a socket is. */
+static __always_inline void name_session(struct identity *identity, void *tp)
+{
+	identity->family = FIELD(u16, tp, OFFSET_skc_family);
+	identity->lport = FIELD(u16, tp, OFFSET_inet_sport);
+	identity->rport = FIELD(u16, tp, OFFSET_skc_dport);
+	if (identity->family == AF_INET6) {
+		bpf_probe_read_kernel(identity->laddr, 16, tp + OFFSET_skc_v6_rcv_saddr);
+		bpf_probe_read_kernel(identity->raddr, 16, tp + OFFSET_skc_v6_daddr);
+	} else {
+		bpf_probe_read_kernel(identity->laddr, 4, tp + OFFSET_skc_rcv_saddr);
+		bpf_probe_read_kernel(identity->raddr, 4, tp + OFFSET_skc_daddr);
+	}
+}
+
+/* The process that runs, by the name of its first thread: others may have one of their own. */
+static __always_inline void name_process(struct identity *identity, u32 pid)
+{
+	void *task = (void *)bpf_get_current_task();
+	void *leader = FETCH(void *, task, OFFSET_group_leader);
+
+	identity->pid = bpf_htonl(pid);
+	bpf_probe_read_kernel(identity->comm, sizeof(identity->comm), leader + OFFSET_comm);
+}

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Tell of each TCP session that ends: whose it was, how long it lived and what it moved.
+ *
+ * A session begins where its socket leaves CLOSE or LISTEN and ends where it comes to
+ * CLOSE, which the tracepoint sock:inet_sock_set_state tells. Only who connects, accepts or
+ * closes does so in the process that it belongs to; the rest happens when segments come in,
+ * in whatever process that interrupts.
+ *
+ * Read by Python, which puts common.h in front, and the macro
+ *   SOCK_GRAFT             the kernel has security_sock_graft()
+ */
+
+/* include/net/tcp_states.h */
+#define TCP_SYN_SENT 2
+#define TCP_SYN_RECV 3
+#define TCP_FIN_WAIT1 4
+#define TCP_LAST_ACK 9
+
+/* Sessions open at a time that began while this program was loaded. */
+#define MAX_OPEN 65536
+/* Pages of what user space has not fetched yet; it comes ten times a second. */
+#define PAGES 1024
+#ifndef PAGE_SIZE /* bcc's unit for those */
+#define PAGE_SIZE 4096
+#endif
+
+/* What is known of a session before its end. */
+struct opened {
+	u64 time; /* monotonic clock, ns */
+	u32 active; /* this side sent the first SYN */
+	struct identity identity; /* only of the process; no PID unless it is known yet */
+};
+
+/* A session that has ended. */
+struct life {
+	u64 began; /* monotonic clock, ns */
+	u64 ended;
+	u64 rx_bytes;
+	u64 tx_bytes;
+	struct identity identity;
+};
+
+enum { EVENTS_MISSED, COUNTERS };
+BPF_F_TABLE("array", int, u64, counters, COUNTERS, BPF_F_MMAPABLE);
+BPF_F_TABLE("hash", u64, struct opened, open, MAX_OPEN, 0);
+/*
+ * User space makes no system call on a map while this runs: programs would be skipped on
+ * that CPU meanwhile (bpf_disable_instrumentation(), include/linux/bpf.h).
+ */
+BPF_RINGBUF_OUTPUT(lives, PAGES);
+
+static __always_inline void missed(void)
+{
+	int index = EVENTS_MISSED;
+	u64 *value = counters.lookup(&index);
+
+	if (value)
+		__sync_fetch_and_add(value, 1);
+}
+
+static __always_inline void begin(u64 socket, bool active)
+{
+	struct opened opened = {.time = bpf_ktime_get_ns(), .active = active};
+	u32 pid = bpf_get_current_pid_tgid() >> 32;
+
+	if (active) {
+		if (!task_matches(pid))
+			return;
+		name_process(&opened.identity, pid);
+	}
+	/* The address of a socket is used again: what it was before does not matter. */
+	if (open.update(&socket, &opened))
+		missed();
+}
+
+/* The process that runs is the session's. */
+static __always_inline void claim(u64 socket)
+{
+	struct opened *opened = open.lookup(&socket);
+	u32 pid = bpf_get_current_pid_tgid() >> 32;
+
+	if (!opened || opened->identity.pid)
+		return;
+	if (task_matches(pid))
+		name_process(&opened->identity, pid);
+	else
+		open.delete(&socket);
+}
+
+/* Payload that the peer has acknowledged: neither a SYN nor a FIN is any. */
+static __always_inline u64 sent(void *tp, bool active, u8 state)
+{
+	u64 acked = FIELD(u64, tp, OFFSET_bytes_acked);
+	u32 write_seq = FIELD(u32, tp, OFFSET_write_seq);
+
+	if (active && acked)
+		acked--;
+	if (1 << state & TCPF_FIN_QUEUED && FIELD(u32, tp, OFFSET_snd_una) == write_seq)
+		acked--;
+	return acked;
+}
+
+static __always_inline u64 received(void *tp)
+{
+	u64 bytes = FIELD(u64, tp, OFFSET_bytes_received);
+
+	return FIELD(u64, tp, OFFSET_skc_flags) & SOCK_DONE ? bytes - 1 : bytes;
+}
+
+/* Whether a session without a process is wanted. */
+static __always_inline bool nobody_matches(void)
+{
+	u32 pid = 0;
+#ifdef CGROUP_ID
+	return false;
+#endif
+	return PID_MATCHES(pid);
+}
+
+static __always_inline void end(u64 socket, u8 state)
+{
+	void *tp = (void *)socket;
+	struct opened *opened = open.lookup(&socket);
+	struct life *life;
+
+	if (!opened)
+		return;
+	/* Nobody had accepted it yet. */
+	if (!opened->identity.pid && !nobody_matches())
+		goto out;
+	life = lives.ringbuf_reserve(sizeof(*life));
+	if (life) {
+		life->began = opened->time;
+		life->ended = bpf_ktime_get_ns();
+		life->rx_bytes = received(tp);
+		life->tx_bytes = sent(tp, opened->active, state);
+		life->identity = opened->identity;
+		name_session(&life->identity, tp);
+		lives.ringbuf_submit(life, BPF_RB_NO_WAKEUP);
+	} else {
+		missed();
+	}
+out:
+	open.delete(&socket);
+}
+
+static __always_inline int changes(u64 socket, u8 from, u8 to)
+{
+	if (to == TCP_SYN_SENT)
+		begin(socket, true);
+	else if (to == TCP_SYN_RECV && from != TCP_SYN_SENT)
+		begin(socket, false);
+#ifdef PROBE_KPROBE /* tcp_set_state() is not called for SYN_RECV */
+	else if (to == TCP_ESTABLISHED && from == TCP_SYN_RECV && !open.lookup(&socket))
+		begin(socket, false);
+#endif
+	else if (to == TCP_FIN_WAIT1 || to == TCP_LAST_ACK)
+		claim(socket);
+	else if (to == TCP_CLOSE && session_matches((void *)socket))
+		end(socket, from);
+	if (to == TCP_ESTABLISHED || to == TCP_CLOSE)
+		if (!session_matches((void *)socket))
+			open.delete(&socket);
+	return 0;
+}
+
+#ifdef PROBE_TRACEPOINT
+TRACEPOINT_PROBE(sock, inet_sock_set_state)
+{
+	if (args->protocol != IPPROTO_TCP)
+		return 0;
+	return changes((u64)args->skaddr, args->oldstate, args->newstate);
+}
+#else
+int kprobe__tcp_set_state(struct pt_regs *ctx)
+{
+	void *tp = (void *)PT_REGS_PARM1(ctx);
+
+	return changes((u64)tp, FIELD(u8, tp, OFFSET_skc_state), PT_REGS_PARM2(ctx));
+}
+#endif
+
+#ifdef SOCK_GRAFT
+/* accept(2) gives the socket to its process (sock_graft(), include/net/sock.h). */
+int kprobe__security_sock_graft(struct pt_regs *ctx)
+{
+	claim(PT_REGS_PARM1(ctx));
+	return 0;
+}
+#endif

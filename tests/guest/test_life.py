@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tcplife tells every session that ends, with the bytes of whoever sent and received them."""
+
+import collections
+import csv
+import fcntl
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import time
+
+import pytest
+from tracing import LIFE, PATIENCE
+from workload import Ledger, close, connect, listener, move
+
+# The second way to trace, which is not an option.
+KPROBE = """\
+import os, sys
+sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv.pop(1))))
+import command, probes, tcplife
+parser = tcplife.create_parser()
+parser.set_defaults(probe="kprobe")
+sys.exit(command.main(parser, probes.TCPLIFE, tcplife.run))
+"""
+
+
+class Watch:
+    """A running tcplife."""
+
+    def __init__(self, *arguments, command=LIFE):
+        self.process = subprocess.Popen(
+            [*command, "-v", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        notes = []
+        while not (notes and notes[-1].startswith("tcplife: probes: ")):
+            notes.append(self.process.stderr.readline())
+            assert notes[-1], notes
+
+    def end(self):
+        """What it has said, once all that has ended has been told."""
+        self.process.send_signal(signal.SIGINT)
+        output, errors = self.process.communicate(timeout=PATIENCE)
+        assert (self.process.returncode, errors) == (0, "")
+        return output
+
+
+def acknowledged(sock):
+    """Wait until the peer has everything that was sent."""
+    until = time.monotonic() + PATIENCE
+    while struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def both_ends(ledger, number):
+    """Sessions that differ in who sends, who closes first, and how."""
+    with listener() as server:
+        for turn in range(number):
+            client, accepted = connect(server)
+            move(ledger, client, accepted, 1009 + turn)
+            if turn % 3:
+                move(ledger, accepted, client, 5003)
+            close(*((client, accepted) if turn % 2 else (accepted, client)))
+
+
+def half_closed(ledger):
+    with listener() as server:
+        client, accepted = connect(server)
+        move(ledger, client, accepted, 101)
+        client.shutdown(socket.SHUT_WR)
+        assert accepted.recv(1) == b""
+        move(ledger, accepted, client, 2003)
+        close(accepted, client)
+
+
+def reset(ledger):
+    """Both a peer that has gone and one that sits there."""
+    with listener() as server:
+        client, accepted = connect(server)
+        move(ledger, client, accepted, 3001)
+        acknowledged(client)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        with pytest.raises(ConnectionResetError):
+            accepted.recv(1)
+        accepted.close()
+
+
+def refused(ledger):
+    with listener() as server:
+        port = server.getsockname()[1]
+    with socket.socket() as client:
+        client.bind(("127.0.0.1", 0))
+        ledger[os.getpid(), client.getsockname()[1], port] = [0, 0]
+        with pytest.raises(ConnectionRefusedError):
+            client.connect(("127.0.0.1", port))
+
+
+def of_two_processes(ledger):
+    """A child connects, sends and ends; this process accepts."""
+    with listener() as server:
+        child = os.fork()
+        if not child:
+            with socket.create_connection(server.getsockname()) as client:
+                client.sendall(b"c" * 4001)
+                client.recv(1)
+            os._exit(0)
+        accepted, (_, port) = server.accept()
+        left = 4001
+        while left:
+            left -= len(accepted.recv(left))
+        own = server.getsockname()[1]
+        ledger[os.getpid(), own, port] = [4001, 0]
+        ledger[child, port, own] = [0, 4001]
+        accepted.close()
+        os.waitpid(child, 0)
+
+
+def records_of(output):
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def test_every_session_that_ends_is_told_once():
+    watches = {
+        "tracepoint": Watch("--json"),
+        "kprobe": Watch("--json", command=[sys.executable, "-c", KPROBE, LIFE[-1]]),
+    }
+    began = time.time()
+    ledger = Ledger()
+    both_ends(ledger, 101)
+    for work in (half_closed, reset, refused, of_two_processes):
+        work(ledger)
+    for kind, watch in watches.items():
+        records = records_of(watch.end())
+        found = collections.defaultdict(list)
+        for record in records:
+            key = record["pid"], record["lport"], record["rport"]
+            found[key].append([record["rx_bytes"], record["tx_bytes"]])
+            assert began <= record["start"] <= record["end"] <= time.time()
+            assert abs(record["end"] - record["start"] - record["us"] / 1e6) < 1e-5
+        ours = {key: moved for key, moved in found.items() if key in ledger}
+        assert (kind, ours) == (kind, {key: [moved] for key, moved in ledger.items()})
+        ports = {key[1:] for key in ledger}
+        assert {key for key in found if key[1:] in ports} == set(ledger), "other processes' names"
+
+
+def test_filters_and_columns():
+    with listener("::") as server:
+        port = server.getsockname()[1]
+        watches = {
+            option: Watch(*options.split())
+            for option, options in {
+                "remote": f"-wD {port},1 -4",
+                "local": f"-s -tT -L {port}",
+                "process": "-p 1",
+            }.items()
+        }
+        ledger = Ledger()
+        client, accepted = connect(server, "::1")
+        move(ledger, client, accepted, 2048)
+        close(client, accepted)
+        with listener() as other, socket.create_connection(other.getsockname()):
+            pass
+        plain = socket.create_connection(("127.0.0.1", port))
+        accepted, _ = server.accept()
+        client_port = plain.getsockname()[1]
+        move(ledger, accepted, plain, 3072)
+        close(plain, accepted)
+    outputs = {option: watch.end().splitlines() for option, watch in watches.items()}
+    head = (
+        "PID   COMM             IP LADDR                                   LPORT RADDR           "
+        "                        RPORT  TX_KB  RX_KB MS"
+    )
+    assert outputs["process"] == [
+        "PID   COMM       LADDR           LPORT RADDR           RPORT TX_KB RX_KB MS"
+    ]
+    assert outputs["remote"][0] == head
+    (line,) = outputs["remote"][1:]
+    assert line.startswith(
+        f"{os.getpid():<5d} python3          4  127.0.0.1{'':31s}{client_port:<5d}"
+        f" 127.0.0.1{'':31s}{port:<5d}      0      3 "
+    )
+    assert outputs["local"][0] == (
+        "TIME,TIME(s),PID,COMM,IP,LADDR,LPORT,RADDR,RPORT,TX_KB,RX_KB,MS"
+    )
+    local = list(csv.DictReader(outputs["local"]))
+    assert [row["TIME(s)"] for row in local][:1] == ["0.000000"]
+    assert [(row["LPORT"], row["IP"], row["TX_KB"], row["RX_KB"]) for row in local] == [
+        (str(port), "6", "0", "2"),
+        (str(port), "6", "3", "0"),
+    ]

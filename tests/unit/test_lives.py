@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tcplife's formats, to the byte."""
+
+import csv
+import io
+import json
+import struct
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made import session
+
+import tcplife
+from lives import LIFE, Life, Text, decode
+from session import identify
+
+# Half a second of the monotonic clock is 03:53:20 UTC on a day in 2025.
+EPOCH = 1763697200_000_000_000 - 500_000_000
+
+
+def life(ended=500_000_000, lasted=12_345_678, rx=2047, tx=1024, **who):
+    return Life(ended - lasted, ended, rx, tx, identify(session(**who)[2]))
+
+
+SSH = life()
+SIX = life(
+    1_750_000_000, 250_000_000, 0, 1 << 30, pid=4194304, comm=b'a,"long" name 16',
+    laddr="fe80::1", raddr="2001:db8:1111:2222:3333:4444:5555:6666", ports=(50000, 443),
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def utc(monkeypatch):
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def lines(*arguments, lives=(SSH, SIX)):
+    text = Text(tcplife.create_parser().parse_args(arguments))
+    return text.header() + "".join(text.line(one, EPOCH) for one in lives)
+
+
+def test_columns():
+    assert lines() == (
+        "PID   COMM       LADDR           LPORT RADDR           RPORT TX_KB RX_KB MS\n"
+        "181   sshd       10.0.0.1        22    10.0.0.2        6684      1     1 12.35\n"
+        '4194304 a,"long" n fe80::1         50000 2001:db8:1111:2222:3333:4444:5555:6666 443'
+        "   1048576     0 250.00\n"
+    )
+
+
+def test_wide_columns():
+    assert lines("-w") == (
+        "PID   COMM             IP LADDR                                   LPORT "
+        "RADDR                                   RPORT  TX_KB  RX_KB MS\n"
+        "181   sshd             4  10.0.0.1                                22    "
+        "10.0.0.2                                6684       1      1 12.35\n"
+        '4194304 a,"long" name 16 6  fe80::1                                 50000 '
+        "2001:db8:1111:2222:3333:4444:5555:6666  443   1048576      0 250.00\n"
+    )
+
+
+@pytest.mark.parametrize("wide", [[], ["-w"]], ids=["narrow", "wide"])
+def test_csv_wins_over_wide(wide):
+    assert lines("-s", *wide) == (
+        "PID,COMM,IP,LADDR,LPORT,RADDR,RPORT,TX_KB,RX_KB,MS\n"
+        "181,sshd,4,10.0.0.1,22,10.0.0.2,6684,1,1,12.35\n"
+        '4194304,"a,""long"" name 16",6,fe80::1,50000,2001:db8:1111:2222:3333:4444:5555:6666,443,'
+        "1048576,0,250.00\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "option, head, first, second",
+    [
+        ("-T", "TIME     ", "03:53:20 ", "03:53:21 "),
+        ("-t", "TIME(s)   ", "0.000000  ", "1.250000  "),
+        ("-tT", "TIME     TIME(s)   ", "03:53:20 0.000000  ", "03:53:21 1.250000  "),
+        ("-sT", "TIME,", "03:53:20,", "03:53:21,"),
+        ("-st", "TIME(s),", "0.000000,", "1.250000,"),
+        ("-stT", "TIME,TIME(s),", "03:53:20,0.000000,", "03:53:21,1.250000,"),
+    ],
+)
+def test_times(option, head, first, second):
+    found = lines(option).splitlines()
+    without = lines(*["-s"] * ("s" in option)).splitlines()
+    assert found == [a + b for a, b in zip((head, first, second), without)]
+
+
+def test_json():
+    one, two = (json.loads(line) for line in lines("--json").splitlines())
+    assert one == {
+        "type": "session", "start": 1763697199.987654, "end": 1763697200.0, "us": 12345,
+        "pid": 181, "comm": "sshd", "family": 4, "laddr": "10.0.0.1", "lport": 22,
+        "raddr": "10.0.0.2", "rport": 6684, "tx_bytes": 1024, "rx_bytes": 2047,
+    }  # fmt: skip
+    assert (two["family"], two["tx_bytes"], two["comm"]) == (6, 1 << 30, 'a,"long" name 16')
+
+
+def test_a_session_that_nobody_had():
+    assert lines(lives=[life(pid=0, comm=b"")]).splitlines()[1].startswith("0     -          10.")
+
+
+def test_what_the_kernel_hands_over():
+    _, _, identity = session()
+    assert decode(struct.pack("@QQQQ60s4x", 1, 2, 3, 4, identity)) == (
+        1,
+        2,
+        3,
+        4,
+        identify(identity),
+    )
+    with pytest.raises(struct.error):
+        decode(bytes(LIFE.size - 8))
+
+
+@given(st.binary(max_size=16))
+def test_no_name_gets_out_of_its_place(comm):
+    hostile = life(comm=comm)
+    for arguments in ([], ["-w"], ["-s"], ["--json"]):
+        text = Text(tcplife.create_parser().parse_args(arguments)).line(hostile, EPOCH)
+        assert text.count("\n") == 1 and text[:-1].isprintable()
+        if arguments == ["-s"]:
+            (fields,) = csv.reader(io.StringIO(text))
+            assert len(fields) == 10
