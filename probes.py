@@ -8,7 +8,7 @@ import os
 import struct
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Optional
 
@@ -25,6 +25,10 @@ EVENTS_MISSED, ROWS_MADE, TRACING, INTERVAL = range(4)
 NOTE_SOCKET, SETTLE_POSITION = b"bpf_iter__tcp", b"bpf_iter__bpf_sk_storage_map"
 # Sockets remembered for each session that an interval can hold: most are idle.
 SOCKETS_PER_SESSION = 4
+# So many rows are taken one by one.
+FEW = 64
+# Bytes of the first member of struct session_key in bpf/tcptop.c, the socket.
+SOCKET_SIZE = 8
 # Entries fetched from a map by one system call.
 BATCH = 4096
 
@@ -256,7 +260,7 @@ class Traffic(Program):
         # The programs are attached since _load(), but what they saw was before the start.
         self._made = self._counters[ROWS_MADE]
         self._turn()
-        self._sessions(0)
+        self._sessions(0, False)
         self._new_missed()
         if self._btf:
             self._note_open_sockets()
@@ -302,43 +306,80 @@ class Traffic(Program):
         missed, made = self._new_missed(), self._counters[ROWS_MADE]
         if made == self._made:
             return [], missed
-        self._made = made
+        few, self._made = made - self._made <= FEW, made
         with _undisturbed():
             self._turn()
-            found = self._sessions(self._interval - 1)
+            found = self._sessions(self._interval - 1, few)
         # A row is made for bytes, so one without any has lost what it was made for.
         sessions = [session for session in found if session[0] or session[1]]
         return sessions, missed + len(found) - len(sessions)
 
-    def _sessions(self, interval: int) -> list[Session]:
-        """Take all rows of an interval that is over, and with them what the shares hold."""
-        rows, take = self._rows[interval % 2], self._lib.bpf_map_lookup_and_delete_batch
-        row = layout(rows.Leaf, "rx_bytes", "tx_bytes", "identity")
-        sessions: list[Session] = []
+    def _sessions(self, interval: int, few: bool) -> list[Session]:
+        """Take all rows of an interval that is over, and with them what the shares hold.
+
+        If there are few, they are taken one by one: a block takes a look into each of the
+        map's buckets, of which there are as many as it may have entries.
+        """
+        rows, positions = self._rows[interval % 2], self._bpf["positions"]
+        take, shares = self._lib.bpf_map_lookup_and_delete_batch, {}
+        keys = self._keys(rows) if few else []
         if self._in_storage:
             self._iterate(self._settling)
-            for _, block in self._blocks(take, rows):
+        elif few:
+            sockets = [key[:SOCKET_SIZE] for key in keys]
+            shares = self._shares(interval, [self._values(positions, sockets)])
+        else:
+            blocks = self._blocks(self._lib.bpf_map_lookup_batch, positions)
+            shares = self._shares(interval, (values for _, values in blocks))
+        row = layout(rows.Leaf, "rx_bytes", "tx_bytes", "identity")
+        use = struct.Struct(f"{ctypes.sizeof(rows.Key)}s")
+        sessions: list[Session] = []
+        for uses, block in [self._taken(rows, keys)] if few else self._blocks(take, rows):
+            if not shares:
                 sessions += row.iter_unpack(block)
-            return sessions
-        shares, use = self._shares(interval), struct.Struct(f"{ctypes.sizeof(rows.Key)}s")
-        for keys, block in self._blocks(take, rows):
-            for (key,), record in zip(use.iter_unpack(keys), row.iter_unpack(block)):
+                continue
+            for (key,), record in zip(use.iter_unpack(uses), row.iter_unpack(block)):
                 share = shares.get(key)
                 sessions.append((share[0], share[1], record[2]) if share else record)
         return sessions
 
-    def _shares(self, interval: int) -> dict[bytes, tuple]:
-        """All sockets' shares of an interval, by the keys of their rows; bytes come first."""
-        positions, at = self._bpf["positions"], f"shares.{interval % 2}"
+    def _shares(self, interval: int, blocks: Iterable[Any]) -> dict[bytes, tuple]:
+        """The shares of an interval in blocks of positions, by the keys of their rows; bytes
+        come first."""
+        at = f"shares.{interval % 2}"
         share = layout(
-            positions.Leaf, f"{at}.rx_bytes", f"{at}.tx_bytes", f"{at}.interval", f"{at}.use"
+            self._bpf["positions"].Leaf,
+            *(f"{at}.{member}" for member in ("rx_bytes", "tx_bytes", "interval", "use")),
         )
         return {
             record[3]: record
-            for _, block in self._blocks(self._lib.bpf_map_lookup_batch, positions)
+            for block in blocks
             for record in share.iter_unpack(block)
             if record[2] == interval
         }
+
+    def _keys(self, table: Any) -> list[bytes]:
+        """All keys of a hash map that has few entries."""
+        keys, key, last = [], ctypes.create_string_buffer(ctypes.sizeof(table.Key)), None
+        while not self._lib.bpf_map_get_next_key(table.map_fd, last, key):
+            keys.append(key.raw)
+            last = key
+        return keys
+
+    def _values(self, table: Any, keys: list[bytes]) -> bytes:
+        """The values, of those of the keys that are in a map, one after the other."""
+        values, value = b"", ctypes.create_string_buffer(ctypes.sizeof(table.Leaf))
+        for key in keys:
+            if not self._lib.bpf_map_lookup_elem(table.map_fd, key, value):
+                values += value.raw
+        return values
+
+    def _taken(self, table: Any, keys: list[bytes]) -> tuple[bytes, bytes]:
+        """The keys and values of entries of a hash map that is left without them."""
+        values = self._values(table, keys)
+        for key in keys:
+            self._lib.bpf_map_delete_elem(table.map_fd, key)
+        return b"".join(keys), values
 
     def _blocks(self, fetch: Any, table: Any) -> Iterator[tuple[memoryview, memoryview]]:
         """Keys and values of all entries of a hash map, a block at a time, which is valid until
