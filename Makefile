@@ -53,9 +53,7 @@ soak: $(PYTHON)
 
 # What the documents show, anew from real runs.
 examples: $(PYTHON)
-	mkdir -p dist
-	$(VM) run --traffic -- $(PYTHON) tests/guest/examples.py >dist/examples
-	mv dist/examples man/tcptop_example.txt
+	$(VM) run --traffic --rw man -- $(PYTHON) tests/guest/examples.py
 
 picture: $(PYTHON)
 	mkdir -p dist

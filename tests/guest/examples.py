@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run the commands of man/tcptop_example.txt and print it with what they print now.
+"""Run the commands of man/*_example.txt and write these to /out, with what they print now.
 
 Runs in a guest with traffic: `make examples`. A command is a line that begins with "    # ",
 with those that begin with "    > " as its continuation; what is indented below is its output.
@@ -11,8 +11,8 @@ import re
 import subprocess
 import sys
 
-EXAMPLES = pathlib.Path("man/tcptop_example.txt")
 INDENT = " " * 4
+OUTPUT = re.compile(r"^(?:    (?![#>] ).*\n|\n(?=    (?![#>] )))+", re.M)
 COMMAND = re.compile(r"^    # .*\n(?:    > .*\n)*", re.M)
 
 
@@ -34,17 +34,18 @@ def output(command):
 def main():
     tools = pathlib.Path("/tmp/bin")
     tools.mkdir()
-    (tools / "tcptop").symlink_to(pathlib.Path("tcptop.py").resolve())
+    for tool in ("tcptop", "tcplife"):
+        (tools / tool).symlink_to(pathlib.Path(f"{tool}.py").resolve())
     os.environ["PATH"] = f"{tools}:{os.environ['PATH']}"  # libbpf-tools has one, too
     web = pathlib.Path("/sys/fs/cgroup/web")
     web.mkdir()
     server = subprocess.check_output(["pgrep", "-f", "http.server"], text=True).split()[0]
     (web / "cgroup.procs").write_text(server)
 
-    text = re.sub(
-        r"^(?:    (?![#>] ).*\n|\n(?=    (?![#>] )))+", "", EXAMPLES.read_text(), flags=re.M
-    )
-    sys.stdout.write(COMMAND.sub(lambda found: found[0] + output(found[0]), text))
+    for path in sorted(pathlib.Path("man").glob("*_example.txt")):
+        text = OUTPUT.sub("", path.read_text())
+        made = COMMAND.sub(lambda found: found[0] + output(found[0]), text)
+        (pathlib.Path("/out") / path.name).write_text(made)
 
 
 if __name__ == "__main__":
