@@ -197,3 +197,16 @@ def test_filters_and_columns():
         (str(port), "6", "0", "2"),
         (str(port), "6", "3", "0"),
     ]
+
+
+def test_a_burst_of_closings():
+    """All sessions are open at once and then end as fast as they can be closed."""
+    watch = Watch("--json")
+    with listener() as server:
+        pairs = [connect(server) for _ in range(2003)]
+    ends = [sock for both in pairs for sock in both]
+    truth = {(os.getpid(), sock.getsockname()[1], sock.getpeername()[1]): 1 for sock in ends}
+    close(*ends)
+    records = records_of(watch.end())
+    found = collections.Counter((each["pid"], each["lport"], each["rport"]) for each in records)
+    assert {key: found[key] for key in truth} == truth
