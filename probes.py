@@ -218,11 +218,11 @@ class Program:
                     log.seek(0)
                     complaint = log.read()
                     self.notes.append(f"{kind}: {error}\n{complaint}".rstrip())
-                    if options.verbose:
-                        sys.stderr.write(self.notes[-1] + "\n")
                 else:
                     self.notes.append(f"probes: {kind.probe}, " + reason)
                     return bpf, kind
+        if options.verbose:
+            sys.stderr.write("\n".join([*self.notes, ""]))
         if not self._btf and "kernel headers" in complaint:
             raise KernelError(
                 "this kernel has neither BTF nor headers installed; install the headers of"

@@ -12,6 +12,7 @@ import subprocess
 import sys
 
 INDENT = " " * 4
+TIMED_OUT = 124  # by timeout(1), as is meant
 OUTPUT = re.compile(r"^(?:    (?![#>] ).*\n|\n(?=    (?![#>] )))+", re.M)
 COMMAND = re.compile(r"^    # .*\n(?:    > .*\n)*", re.M)
 
@@ -26,7 +27,7 @@ def output(command):
         text=True,
         check=False,
     )
-    if run.returncode and not run.stdout:
+    if run.returncode not in (0, TIMED_OUT) and not run.stdout:
         sys.exit(f"{line}: status {run.returncode}")
     return "".join(f"{INDENT}{line}".rstrip() + "\n" for line in run.stdout.splitlines())
 
