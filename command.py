@@ -134,6 +134,7 @@ def main(
         # Nothing may be flushed at exit into what takes no more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):  # else the reader has seen enough
-            complain(options.prog, f"cannot write the output: {error.strerror}")
+            what = f"cannot use {error.filename}" if error.filename else "cannot write the output"
+            complain(options.prog, f"{what}: {error.strerror or error}")
             return 1
     return 0

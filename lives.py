@@ -25,8 +25,8 @@ NOBODY = "-"
 
 
 class Life(NamedTuple):
-    """A session from its first SYN to its end, both in ns of the monotonic clock, and the
-    payload bytes that it received and that its peer acknowledged."""
+    """A session: its beginning and end, in ns of the monotonic clock, and the bytes of payload
+    that it received and that its peer acknowledged."""
 
     began: int
     ended: int

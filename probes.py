@@ -19,7 +19,7 @@ from session import Session, layout
 BPF_DIRECTORY = os.path.join(os.path.dirname(os.path.realpath(__file__)), "bpf")
 
 BPF_F_NO_PREALLOC = 1
-# Index of `counters` in both programs, and in bpf/tcptop.c.
+# Index of `counters`; bpf/tcplife.c has only the first.
 EVENTS_MISSED, ROWS_MADE, TRACING, INTERVAL = range(4)
 # Its iterators: over all TCP sockets, and over their positions.
 NOTE_SOCKET, SETTLE_POSITION = b"bpf_iter__tcp", b"bpf_iter__bpf_sk_storage_map"
@@ -208,9 +208,10 @@ class Program:
             text = program(tool, options, kind, self._btf)
             with os.fdopen(os.memfd_create("log"), "w+", errors="replace") as log:
                 # What bcc's -O2 does beyond -O1 takes 5 % of the start and gains nothing here.
+                bpf = self._bcc.BPF.__new__(self._bcc.BPF)
                 try:
                     with _quiet(log):
-                        bpf = self._bcc.BPF(text=text, cflags=["-O1"])
+                        bpf.__init__(text=text, cflags=["-O1"])
                         # bcc attaches the probes but leaves iterators to us.
                         for iterator in self._iterators(kind):
                             bpf.load_func(iterator, bpf.TRACING)
@@ -218,6 +219,8 @@ class Program:
                     log.seek(0)
                     complaint = log.read()
                     self.notes.append(f"{kind}: {error}\n{complaint}".rstrip())
+                    with contextlib.suppress(Exception):
+                        bpf.cleanup()  # some of its probes may have been attached
                 else:
                     self.notes.append(f"probes: {kind.probe}, " + reason)
                     return bpf, kind
@@ -317,24 +320,32 @@ class Traffic(Program):
     def _sessions(self, interval: int, few: bool) -> list[Session]:
         """Take all rows of an interval that is over, and with them what the shares hold.
 
-        If there are few, they are taken one by one: a block takes a look into each of the
-        map's buckets, of which there are as many as it may have entries.
+        If there are few, they are taken one by one. There are as many buckets as there may be
+        entries, and to have them in blocks takes more time for each bucket that is empty.
         """
-        rows, positions = self._rows[interval % 2], self._bpf["positions"]
-        take, shares = self._lib.bpf_map_lookup_and_delete_batch, {}
+        rows, shares = self._rows[interval % 2], {}
         keys = self._keys(rows) if few else []
         if self._in_storage:
             self._iterate(self._settling)
-        elif few:
-            sockets = [key[:SOCKET_SIZE] for key in keys]
-            shares = self._shares(interval, [self._values(positions, sockets)])
         else:
-            blocks = self._blocks(self._lib.bpf_map_lookup_batch, positions)
+            positions = self._bpf["positions"]
+            blocks = (
+                [self._entries(positions, [key[:SOCKET_SIZE] for key in keys])]
+                if few
+                else self._blocks(self._lib.bpf_map_lookup_batch, positions)
+            )
             shares = self._shares(interval, (values for _, values in blocks))
+        taken: Iterable[tuple[Any, Any]]
+        if few:
+            taken = [self._entries(rows, keys)]
+            for key in keys:
+                self._lib.bpf_map_delete_elem(rows.map_fd, key)
+        else:
+            taken = self._blocks(self._lib.bpf_map_lookup_and_delete_batch, rows)
         row = layout(rows.Leaf, "rx_bytes", "tx_bytes", "identity")
         use = struct.Struct(f"{ctypes.sizeof(rows.Key)}s")
         sessions: list[Session] = []
-        for uses, block in [self._taken(rows, keys)] if few else self._blocks(take, rows):
+        for uses, block in taken:
             if not shares:
                 sessions += row.iter_unpack(block)
                 continue
@@ -366,20 +377,13 @@ class Traffic(Program):
             last = key
         return keys
 
-    def _values(self, table: Any, keys: list[bytes]) -> bytes:
-        """The values, of those of the keys that are in a map, one after the other."""
-        values, value = b"", ctypes.create_string_buffer(ctypes.sizeof(table.Leaf))
+    def _entries(self, table: Any, keys: list[bytes]) -> tuple[bytes, bytes]:
+        """Keys and values of those of the keys that are in a hash map, as of a block."""
+        found, value = [], ctypes.create_string_buffer(ctypes.sizeof(table.Leaf))
         for key in keys:
             if not self._lib.bpf_map_lookup_elem(table.map_fd, key, value):
-                values += value.raw
-        return values
-
-    def _taken(self, table: Any, keys: list[bytes]) -> tuple[bytes, bytes]:
-        """The keys and values of entries of a hash map that is left without them."""
-        values = self._values(table, keys)
-        for key in keys:
-            self._lib.bpf_map_delete_elem(table.map_fd, key)
-        return b"".join(keys), values
+                found.append((key, value.raw))
+        return b"".join(key for key, _ in found), b"".join(value for _, value in found)
 
     def _blocks(self, fetch: Any, table: Any) -> Iterator[tuple[memoryview, memoryview]]:
         """Keys and values of all entries of a hash map, a block at a time, which is valid until

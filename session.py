@@ -37,7 +37,7 @@ class Identity(NamedTuple):
     comm: str
 
 
-# struct identity of bpf/tcptop.c. Its first byte is the address family.
+# struct identity of bpf/common.h. Its first byte is the address family.
 IDENTITY = struct.Struct("!B3xIHH16s16s16s")
 
 

@@ -59,17 +59,19 @@ static __always_inline void missed(void)
 		__sync_fetch_and_add(value, 1);
 }
 
+/* The address of a socket is used again: what it was before is forgotten. */
 static __always_inline void begin(u64 socket, bool active)
 {
 	struct opened opened = {.time = bpf_ktime_get_ns(), .active = active};
 	u32 pid = bpf_get_current_pid_tgid() >> 32;
 
 	if (active) {
-		if (!task_matches(pid))
+		if (!task_matches(pid)) {
+			open.delete(&socket);
 			return;
+		}
 		name_process(&opened.identity, pid);
 	}
-	/* The address of a socket is used again: what it was before does not matter. */
 	if (open.update(&socket, &opened))
 		missed();
 }
@@ -96,7 +98,7 @@ static __always_inline u64 sent(void *tp, bool active, u8 state)
 
 	if (active && acked)
 		acked--;
-	if (1 << state & TCPF_FIN_QUEUED && FIELD(u32, tp, OFFSET_snd_una) == write_seq)
+	if (acked && 1 << state & TCPF_FIN_QUEUED && FIELD(u32, tp, OFFSET_snd_una) == write_seq)
 		acked--;
 	return acked;
 }
@@ -105,7 +107,7 @@ static __always_inline u64 received(void *tp)
 {
 	u64 bytes = FIELD(u64, tp, OFFSET_bytes_received);
 
-	return FIELD(u64, tp, OFFSET_skc_flags) & SOCK_DONE ? bytes - 1 : bytes;
+	return bytes && FIELD(u64, tp, OFFSET_skc_flags) & SOCK_DONE ? bytes - 1 : bytes;
 }
 
 /* Whether a session without a process is wanted. */
@@ -147,12 +149,16 @@ out:
 
 static __always_inline int changes(u64 socket, u8 from, u8 to)
 {
+#ifdef PROBE_KPROBE
+	struct opened *opened = open.lookup(&socket);
+#endif
+
 	if (to == TCP_SYN_SENT)
 		begin(socket, true);
 	else if (to == TCP_SYN_RECV && from != TCP_SYN_SENT)
 		begin(socket, false);
-#ifdef PROBE_KPROBE /* tcp_set_state() is not called for SYN_RECV */
-	else if (to == TCP_ESTABLISHED && from == TCP_SYN_RECV && !open.lookup(&socket))
+#ifdef PROBE_KPROBE /* tcp_set_state() is not called for SYN_RECV, but by who sent a SYN, too */
+	else if (to == TCP_ESTABLISHED && from == TCP_SYN_RECV && !(opened && opened->active))
 		begin(socket, false);
 #endif
 	else if (to == TCP_FIN_WAIT1 || to == TCP_LAST_ACK)
@@ -166,11 +172,18 @@ static __always_inline int changes(u64 socket, u8 from, u8 to)
 }
 
 #ifdef PROBE_TRACEPOINT
-TRACEPOINT_PROBE(sock, inet_sock_set_state)
+/*
+ * (sk, oldstate, newstate) since Linux 4.16, include/trace/events/sock.h. Unlike the programs
+ * of other probes, those of raw tracepoints are not skipped while the CPU is at another
+ * tracer's maps (__bpf_trace_run(), kernel/trace/bpf_trace.c).
+ */
+RAW_TRACEPOINT_PROBE(inet_sock_set_state)
 {
-	if (args->protocol != IPPROTO_TCP)
+	void *tp = (void *)ctx->args[0];
+
+	if (FIELD(u16, tp, OFFSET_sk_protocol) != IPPROTO_TCP)
 		return 0;
-	return changes((u64)args->skaddr, args->oldstate, args->newstate);
+	return changes((u64)tp, ctx->args[1], ctx->args[2]);
 }
 #else
 int kprobe__tcp_set_state(struct pt_regs *ctx)

@@ -256,11 +256,11 @@ def lives() -> None:
             for _ in range(3):
                 taken, began = sessions(), used(one.pid)
                 time.sleep(AFTERMATH)  # it has the rest to tell
-                found.append(taken - bare + used(one.pid) - began - idle(one))
+                found.append(taken - bare + used(one.pid) - began - resting(one))
             print(f"{name}: {shown(min(found) / count)} more", flush=True)
 
 
-def idle(one: Running) -> int:
+def resting(one: Running) -> int:
     """Instructions of a tracer in AFTERMATH seconds in which nothing happens."""
     before = used(one.pid)
     time.sleep(AFTERMATH)

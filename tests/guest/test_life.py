@@ -2,10 +2,12 @@
 """tcplife tells every session that ends, with the bytes of whoever sent and received them."""
 
 import collections
+import contextlib
 import csv
 import fcntl
 import json
 import os
+import pathlib
 import signal
 import socket
 import struct
@@ -45,7 +47,8 @@ class Watch:
             assert notes[-1], notes
 
     def end(self):
-        """What it has said, once all that has ended has been told."""
+        """What it has said, once all that has ended has been told, a while after its end."""
+        time.sleep(2)
         self.process.send_signal(signal.SIGINT)
         output, errors = self.process.communicate(timeout=PATIENCE)
         assert (self.process.returncode, errors) == (0, "")
@@ -124,6 +127,30 @@ def of_two_processes(ledger):
         os.waitpid(child, 0)
 
 
+def not_accepted(ledger):
+    """Its listener's end belongs to nobody."""
+    with listener() as server:
+        client = socket.create_connection(server.getsockname())
+        own, peer = client.getsockname()[1], server.getsockname()[1]
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        time.sleep(0.5)
+    ledger[os.getpid(), own, peer] = ledger[0, peer, own] = [0, 0]
+
+
+SLOW = 1.5  # seconds
+
+
+def one_that_lasts(ledger):
+    """The key of a session's end that is held open."""
+    with listener() as server:
+        client, accepted = connect(server)
+        move(ledger, client, accepted, 211)
+        time.sleep(SLOW)
+        close(client, accepted)
+        return next(key for key in reversed(list(ledger)) if key[2] == server.getsockname()[1])
+
+
 def records_of(output):
     return [json.loads(line) for line in output.splitlines()]
 
@@ -136,23 +163,40 @@ def test_every_session_that_ends_is_told_once():
     began = time.time()
     ledger = Ledger()
     both_ends(ledger, 101)
-    for work in (half_closed, reset, refused, of_two_processes):
+    for work in (half_closed, reset, refused, of_two_processes, not_accepted):
         work(ledger)
+    slow = one_that_lasts(ledger)
     for kind, watch in watches.items():
         records = records_of(watch.end())
         found = collections.defaultdict(list)
         for record in records:
             key = record["pid"], record["lport"], record["rport"]
             found[key].append([record["rx_bytes"], record["tx_bytes"]])
-            assert began <= record["start"] <= record["end"] <= time.time()
-            assert abs(record["end"] - record["start"] - record["us"] / 1e6) < 1e-5
+            lasted = record["end"] - record["start"]
+            assert abs(lasted - record["us"] / 1e6) < 1e-5
+            if key == slow:
+                assert began <= record["start"] <= record["end"] <= time.time()
+                assert SLOW <= lasted < 2 * SLOW
         ours = {key: moved for key, moved in found.items() if key in ledger}
         assert (kind, ours) == (kind, {key: [moved] for key, moved in ledger.items()})
         ports = {key[1:] for key in ledger}
         assert {key for key in found if key[1:] in ports} == set(ledger), "other processes' names"
 
 
+GROUP = "/sys/fs/cgroup/life"
+
+
+@contextlib.contextmanager
+def members_of(group):
+    """Be in a cgroup for a while."""
+    for path in (group, os.path.dirname(group)):
+        pathlib.Path(path, "cgroup.procs").write_text(str(os.getpid()))
+        if path == group:
+            yield
+
+
 def test_filters_and_columns():
+    os.makedirs(GROUP, exist_ok=True)
     with listener("::") as server:
         port = server.getsockname()[1]
         watches = {
@@ -160,11 +204,14 @@ def test_filters_and_columns():
             for option, options in {
                 "remote": f"-wD {port},1 -4",
                 "local": f"-s -tT -L {port}",
-                "process": "-p 1",
+                "process": f"-p {os.getpid()} -D {port}",
+                "another": "-p 1",
+                "cgroup": f"-c {GROUP} -D {port}",
             }.items()
         }
         ledger = Ledger()
-        client, accepted = connect(server, "::1")
+        with members_of(GROUP):
+            client, accepted = connect(server, "::1")
         move(ledger, client, accepted, 2048)
         close(client, accepted)
         with listener() as other, socket.create_connection(other.getsockname()):
@@ -179,9 +226,10 @@ def test_filters_and_columns():
         "PID   COMM             IP LADDR                                   LPORT RADDR           "
         "                        RPORT  TX_KB  RX_KB MS"
     )
-    assert outputs["process"] == [
-        "PID   COMM       LADDR           LPORT RADDR           RPORT TX_KB RX_KB MS"
-    ]
+    narrow = "PID   COMM       LADDR           LPORT RADDR           RPORT TX_KB RX_KB MS"
+    assert outputs["another"] == [narrow]
+    assert [line.split()[-3:-1] for line in outputs["process"][1:]] == [["2", "0"], ["0", "3"]]
+    assert [line.split()[-3:-1] for line in outputs["cgroup"][1:]] == [["2", "0"]]
     assert outputs["remote"][0] == head
     (line,) = outputs["remote"][1:]
     assert line.startswith(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The README, the manual page, the help and the Makefile say the same as the command line."""
 
+import configparser
 import os
 import re
 from pathlib import Path
@@ -115,6 +116,17 @@ def test_manual_and_changelog_name_the_version(tool):
 @of_each_tool
 def test_the_command_can_be_run_from_the_checkout(tool):
     assert os.access(ROOT / f"{tool.name}.py", os.X_OK)
+
+
+def test_pip_installs_every_module():
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    modules = settings["options"]["py_modules"].split()
+    assert sorted(modules) == sorted(path.stem for path in ROOT.glob("*.py"))
+    scripts = settings["options.entry_points"]["console_scripts"].split("\n")
+    assert [script for script in scripts if script] == [
+        f"{tool.name} = {tool.name}:main" for tool in TOOLS
+    ]
 
 
 def test_readme_names_every_file_of_the_tree():
