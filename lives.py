@@ -9,7 +9,7 @@ import time
 from argparse import Namespace
 from typing import NamedTuple, Optional
 
-from report import IP_VERSION, plain
+from report import IP_VERSION, members, plain
 from session import Identity, identify
 
 # struct life of bpf/tcplife.c: the compiler makes its size a multiple of 8 bytes.
@@ -86,19 +86,12 @@ class Text:
         return "".join(times) + form % (*process, ip, *session, milliseconds) + "\n"
 
     def _record(self, life: Life, epoch: int) -> dict:
-        who = life.who
         return {
             "type": "session",
             "start": round((life.began + epoch) / 1e9, 6),
             "end": round((life.ended + epoch) / 1e9, 6),
             "us": (life.ended - life.began) // 1000,
-            "pid": who.pid,
-            "comm": who.comm,
-            "family": IP_VERSION[who.family],
-            "laddr": who.laddr,
-            "lport": who.lport,
-            "raddr": who.raddr,
-            "rport": who.rport,
+            **members(life.who),
             "tx_bytes": life.tx_bytes,
             "rx_bytes": life.rx_bytes,
         }

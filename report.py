@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from session import AF_INET, AF_INET6, KEPT, Session, identify
+from session import AF_INET, AF_INET6, KEPT, Identity, Session, identify
 
 # Width of an address column and the suffix of its heading, by address family.
 FAMILIES = {AF_INET: (21, ""), AF_INET6: (32, "6")}
@@ -93,6 +93,11 @@ def table(sessions: Sequence[Session]) -> list[str]:
     return lines
 
 
+def members(who: Identity) -> dict:
+    """What a JSON object says of a process and session."""
+    return {**who._asdict(), "family": IP_VERSION[who.family]}
+
+
 def json_lines(
     sessions: Iterable[Session], everything: Sequence[Session], interval: Interval
 ) -> str:
@@ -100,18 +105,11 @@ def json_lines(
     stamp = {"time": round(interval.time, 3), "interval": round(interval.length, 3)}
     records: list[dict] = []
     for received, sent, identity in sessions:
-        who = identify(identity)
         records.append(
             {
                 "type": "session",
                 **stamp,
-                "pid": who.pid,
-                "comm": who.comm,
-                "family": IP_VERSION[who.family],
-                "laddr": who.laddr,
-                "lport": who.lport,
-                "raddr": who.raddr,
-                "rport": who.rport,
+                **members(identify(identity)),
                 "rx_bytes": received,
                 "tx_bytes": sent,
             }

@@ -28,13 +28,13 @@ class Identity(NamedTuple):
     that are no UTF-8.
     """
 
-    family: int
     pid: int
-    lport: int
-    rport: int
-    laddr: str
-    raddr: str
     comm: str
+    family: int
+    laddr: str
+    lport: int
+    raddr: str
+    rport: int
 
 
 # struct identity of bpf/common.h. Its first byte is the address family.
@@ -57,7 +57,7 @@ def identify(packed: bytes) -> Identity:
     """The process and session that a packed identity stands for."""
     family, pid, lport, rport, laddr, raddr, comm = IDENTITY.unpack(packed)
     local, remote = address(family, laddr), address(family, raddr)
-    return Identity._make((family, pid, lport, rport, local, remote, name(comm)))
+    return Identity._make((pid, name(comm), family, local, lport, remote, rport))
 
 
 # What each sort order ranks by, largest first; the names are those of --sort.
