@@ -94,6 +94,15 @@ def load_average() -> str:
         return loadavg.read().rstrip("\n")
 
 
+def following(due: int, elapsed: float, interval: float) -> int:
+    """Which interval ends next, after the `due`th, `elapsed` seconds from the start.
+
+    They are counted from the start, so that the time that outputs take does not add up. Who
+    was stopped for longer than an interval goes on with the one that is running.
+    """
+    return max(due + 1, int(elapsed / interval) + 1)
+
+
 def run(options: argparse.Namespace, stop: Stop) -> None:
     """Trace, and report every interval, until the count is reached or a signal comes."""
     traffic = Traffic(options)
@@ -115,10 +124,8 @@ def run(options: argparse.Namespace, stop: Stop) -> None:
     with view or contextlib.nullcontext():
         while outputs < options.count and not stopped:
             outputs += 1
-            # Counted from the start, so that the time an output takes does not add up. Who was
-            # stopped for longer than an interval goes on at the next one that is due.
             elapsed = time.monotonic() - began
-            due = max(due + 1, int(elapsed / interval) + 1)
+            due = following(due, elapsed, interval)
             left = due * interval - elapsed
             stopped = view.wait(left, stop.fd) if view else stop.wait(left)
             sessions, missed = traffic.drain()

@@ -86,6 +86,17 @@ def test_ports_are_read_as_written(ports):
     assert command.ports(",".join(map(str, ports))) == ports
 
 
+def test_intervals_do_not_drift():
+    now, due, ends = 0.0, 0, []
+    for output in (0.01, 0.3, 0.0, 0.9, 0.4, 3.25, 0.1, 0.0):  # seconds that it takes
+        due = tcptop.following(due, now, 0.5)
+        ends.append(due)
+        now = max(now, due * 0.5) + output
+    assert ends == [1, 2, 3, 4, 6, 7, 14, 15], "those that went by meanwhile are left out"
+    # A timer that wakes up too early does not end the same interval twice.
+    assert tcptop.following(3, 1.4999, 0.5) == 4
+
+
 def test_help_ends_with_examples(capsys):
     with pytest.raises(SystemExit) as stopped:
         parse("--help")
