@@ -4,16 +4,18 @@
 import csv
 import io
 import json
-import struct
 import time
 from argparse import Namespace
-from typing import NamedTuple, Optional
+from collections.abc import Sequence
+from typing import Any, Optional
 
 from report import IP_VERSION, members, plain
-from session import Identity, identify
+from session import identify
 
-# struct life of bpf/tcplife.c: the compiler makes its size a multiple of 8 bytes.
-LIFE = struct.Struct("@QQQQ60s4x")
+# A session that has ended, struct life of bpf/tcplife.c: its beginning and end in ns of the
+# monotonic clock, the bytes of payload that it received and that its peer acknowledged, and
+# whose it is, see session.identify().
+Life = tuple[int, int, int, int, bytes]
 
 NARROW_HEADER = "%-5s %-10.10s %s%-15s %-5s %-15s %-5s %5s %5s %s"
 NARROW_ROW = "%-5d %-10.10s %s%-15s %-5d %-15s %-5d %5d %5d %.2f"
@@ -24,25 +26,8 @@ COLUMNS = ("PID", "COMM", "IP", "LADDR", "LPORT", "RADDR", "RPORT", "TX_KB", "RX
 NOBODY = "-"
 
 
-class Life(NamedTuple):
-    """A session: its beginning and end, in ns of the monotonic clock, and the bytes of payload
-    that it received and that its peer acknowledged."""
-
-    began: int
-    ended: int
-    rx_bytes: int
-    tx_bytes: int
-    who: Identity
-
-
-def decode(packed: bytes) -> Life:
-    """What the kernel tells of a session. Raises struct.error if it is of another size."""
-    began, ended, received, sent, identity = LIFE.unpack(packed)
-    return Life(began, ended, received, sent, identify(identity))
-
-
 class Text:
-    """The wanted form of output; lines are counted from the first that it makes."""
+    """The wanted form of output; seconds are counted from the first line that it makes."""
 
     def __init__(self, options: Namespace) -> None:
         self._options = options
@@ -53,45 +38,55 @@ class Text:
         options = self._options
         if options.json:
             return ""
-        if options.csv:
-            times = ["TIME"] * options.time + ["TIME(s)"] * options.timestamp
-            return ",".join([*times, *COLUMNS]) + "\n"
-        times = [f"{'TIME':<8s} "] * options.time + [f"{'TIME(s)':<9s} "] * options.timestamp
-        if options.wide:
-            return "".join(times) + WIDE_HEADER % COLUMNS + "\n"
-        return "".join(times) + NARROW_HEADER % (*COLUMNS[:2], "", *COLUMNS[3:]) + "\n"
+        form = WIDE_HEADER if options.wide else NARROW_HEADER
+        return self._line("TIME", "TIME(s)", COLUMNS, form)
 
     def line(self, life: Life, epoch: int) -> str:
         """A session's line; `epoch` is the realtime clock less the monotonic, in ns."""
-        options, who = self._options, life.who
+        options = self._options
         if options.json:
-            return json.dumps(self._record(life, epoch), separators=(",", ":")) + "\n"
+            return json.dumps(record(life, epoch), separators=(",", ":")) + "\n"
+        began, ended, received, sent, identity = life
         if self._first is None:
-            self._first = life.ended
-        clock = time.strftime("%H:%M:%S", time.localtime((life.ended + epoch) / 1e9))
-        seconds = (life.ended - self._first) / 1e9
-        kilobytes = (life.tx_bytes >> 10, life.rx_bytes >> 10)
-        milliseconds = (life.ended - life.began) / 1e6
-        process = (who.pid, plain(who.comm) or NOBODY)
-        session = (who.laddr, who.lport, who.raddr, who.rport, *kilobytes)
-        version = IP_VERSION[who.family]
+            self._first = ended
+        clock = seconds = ""
+        if options.time:
+            second = (ended + epoch) // 1_000_000_000
+            clock = time.strftime("%H:%M:%S", time.localtime(second))
+        if options.timestamp:
+            seconds = f"{(ended - self._first) / 1e9:.6f}"
+        pid, comm, family, *session = identify(identity)
+        milliseconds = (ended - began) / 1e6
+        columns = (
+            pid, plain(comm) or NOBODY, IP_VERSION[family], *session,
+            sent >> 10, received >> 10, f"{milliseconds:.2f}" if options.csv else milliseconds,
+        )  # fmt: skip
+        return self._line(clock, seconds, columns, WIDE_ROW if options.wide else NARROW_ROW)
+
+    def _line(self, clock: str, seconds: str, columns: Sequence[Any], form: str) -> str:
+        options = self._options
         if options.csv:
             text = io.StringIO()
-            times = [clock] * options.time + [f"{seconds:.6f}"] * options.timestamp
-            record = (*times, *process, version, *session, f"{milliseconds:.2f}")
-            csv.writer(text, lineterminator="\n").writerow(record)
+            times = [clock] * options.time + [seconds] * options.timestamp
+            csv.writer(text, lineterminator="\n").writerow([*times, *columns])
             return text.getvalue()
-        times = [f"{clock:<8s} "] * options.time + [f"{seconds:<9.6f} "] * options.timestamp
-        form, ip = (WIDE_ROW, str(version)) if options.wide else (NARROW_ROW, "")
-        return "".join(times) + form % (*process, ip, *session, milliseconds) + "\n"
+        if not options.wide:
+            columns = (*columns[:2], "", *columns[3:])
+        start = f"{clock:<8s} " if options.time else ""
+        if options.timestamp:
+            start += f"{seconds:<9s} "
+        return start + form % columns + "\n"
 
-    def _record(self, life: Life, epoch: int) -> dict:
-        return {
-            "type": "session",
-            "start": round((life.began + epoch) / 1e9, 6),
-            "end": round((life.ended + epoch) / 1e9, 6),
-            "us": (life.ended - life.began) // 1000,
-            **members(life.who),
-            "tx_bytes": life.tx_bytes,
-            "rx_bytes": life.rx_bytes,
-        }
+
+def record(life: Life, epoch: int) -> dict:
+    """A session as a JSON object, with seconds since the epoch."""
+    began, ended, received, sent, identity = life
+    return {
+        "type": "session",
+        "start": round((began + epoch) / 1e9, 6),
+        "end": round((ended + epoch) / 1e9, 6),
+        "us": (ended - began) // 1000,
+        **members(identify(identity)),
+        "tx_bytes": sent,
+        "rx_bytes": received,
+    }

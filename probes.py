@@ -25,6 +25,13 @@ EVENTS_MISSED, ROWS_MADE, TRACING, INTERVAL = range(4)
 NOTE_SOCKET, SETTLE_POSITION = b"bpf_iter__tcp", b"bpf_iter__bpf_sk_storage_map"
 # Sockets remembered for each session that an interval can hold: most are idle.
 SOCKETS_PER_SESSION = 4
+# Bytes of the ring buffer in bpf/tcplife.c, of which user space takes what there is ten times
+# a second.
+RING_SIZE = 1 << 22
+# A record of the ring buffer: struct life with a header of two numbers, the
+# first of which has this bit until the record is complete.
+LIFE_RECORD = struct.Struct("@I4xQQQQ60s4x")
+BPF_RINGBUF_BUSY_BIT = 1 << 31
 # So many rows are taken one by one.
 FEW = 64
 # Bytes of the first member of struct session_key in bpf/tcptop.c, the socket.
@@ -73,6 +80,8 @@ def macros(options: Namespace, kind: Kind, offsets: dict[str, Any], flags: int) 
     if "max_sessions" in options:
         defined["MAX_SESSIONS"] = options.max_sessions
         defined["MAX_SOCKETS"] = options.max_sessions * SOCKETS_PER_SESSION
+    else:
+        defined["RING_SIZE"] = RING_SIZE
     if len(options.families) == 1 or options.lports or options.rports:
         defined["SESSION_FILTER"] = 1
         defined["FAMILY_MATCHES(family)"] = any_of(options.families, "family")
@@ -404,20 +413,32 @@ class Traffic(Program):
 
 
 class Lives(Program):
-    """The sessions that have ended."""
+    """The sessions that have ended.
+
+    They come through a BPF ring buffer, whose memory is read here: bcc would call a function
+    for each record, which takes longer than all that is done with it.
+    """
 
     def __init__(self, options: Namespace) -> None:
         super().__init__(TCPLIFE, options)
-        self._fetched: list[bytes] = []
-        self._bpf["lives"].open_ring_buffer(self._take)
-        self._new_missed()
+        # Documentation/bpf/ringbuf.rst: a page with the position of the reader, and then, to
+        # be read only, a page with that of the writers and the data twice in a row, so that
+        # what goes over its end is in one piece.
+        ring, page = self._bpf["lives"].map_fd, mmap.PAGESIZE
+        reader = mmap.mmap(ring, page)
+        writer = mmap.mmap(ring, page + 2 * RING_SIZE, prot=mmap.PROT_READ, offset=page)
+        self._read, self._written = memoryview(reader).cast("Q"), memoryview(writer).cast("Q")
+        self._data = memoryview(writer)[page:]
 
-    def _take(self, _: Any, data: int, size: int) -> None:
-        self._fetched.append(ctypes.string_at(data, size))
-
-    def fetch(self) -> tuple[list[bytes], int]:
-        """The packed struct life of each session that ended since the last call, in order, and
-        how many could not be told."""
-        self._bpf.ring_buffer_consume()
-        fetched, self._fetched = self._fetched, []
-        return fetched, self._new_missed()
+    def fetch(self) -> tuple[list[tuple], int]:
+        """The members of struct life for each session that ended since the last call, in order,
+        and how many could not be told."""
+        ended = []
+        begin, end = self._read[0], self._written[0]
+        at = begin % RING_SIZE
+        for record in LIFE_RECORD.iter_unpack(self._data[at : at + end - begin]):
+            if record[0] & BPF_RINGBUF_BUSY_BIT:
+                break  # it is being written
+            ended.append(record[1:])
+        self._read[0] = begin + len(ended) * LIFE_RECORD.size
+        return ended, self._new_missed()

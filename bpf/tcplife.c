@@ -7,8 +7,9 @@
  * closes does so in the process that it belongs to; the rest happens when segments come in,
  * in whatever process that interrupts.
  *
- * Read by Python, which puts common.h in front, and the macro
+ * Read by Python, which puts common.h in front, and these macros:
  *   SOCK_GRAFT             the kernel has security_sock_graft()
+ *   RING_SIZE              bytes of what user space has not fetched yet
  */
 
 /* include/net/tcp_states.h */
@@ -19,9 +20,7 @@
 
 /* Sessions open at a time that began while this program was loaded. */
 #define MAX_OPEN 65536
-/* Pages of what user space has not fetched yet; it comes ten times a second. */
-#define PAGES 1024
-#ifndef PAGE_SIZE /* bcc's unit for those */
+#ifndef PAGE_SIZE /* bcc's unit for the ring buffer */
 #define PAGE_SIZE 4096
 #endif
 
@@ -48,7 +47,7 @@ BPF_F_TABLE("hash", u64, struct opened, open, MAX_OPEN, 0);
  * User space makes no system call on a map while this runs: programs would be skipped on
  * that CPU meanwhile (bpf_disable_instrumentation(), include/linux/bpf.h).
  */
-BPF_RINGBUF_OUTPUT(lives, PAGES);
+BPF_RINGBUF_OUTPUT(lives, RING_SIZE / PAGE_SIZE);
 
 static __always_inline void missed(void)
 {

@@ -4,7 +4,6 @@
 import csv
 import io
 import json
-import struct
 import time
 
 import pytest
@@ -13,15 +12,14 @@ from hypothesis import strategies as st
 from made import session
 
 import tcplife
-from lives import LIFE, Life, Text, decode
-from session import identify
+from lives import Text
 
 # Half a second of the monotonic clock is 03:53:20 UTC on a day in 2025.
 EPOCH = 1763697200_000_000_000 - 500_000_000
 
 
 def life(ended=500_000_000, lasted=12_345_678, rx=2047, tx=1024, **who):
-    return Life(ended - lasted, ended, rx, tx, identify(session(**who)[2]))
+    return ended - lasted, ended, rx, tx, session(**who)[2]
 
 
 SSH = life()
@@ -104,19 +102,6 @@ def test_json():
 
 def test_a_session_that_nobody_had():
     assert lines(lives=[life(pid=0, comm=b"")]).splitlines()[1].startswith("0     -          10.")
-
-
-def test_what_the_kernel_hands_over():
-    _, _, identity = session()
-    assert decode(struct.pack("@QQQQ60s4x", 1, 2, 3, 4, identity)) == (
-        1,
-        2,
-        3,
-        4,
-        identify(identity),
-    )
-    with pytest.raises(struct.error):
-        decode(bytes(LIFE.size - 8))
 
 
 @given(st.binary(max_size=16))
