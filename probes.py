@@ -33,7 +33,7 @@ RING_SIZE = 1 << 22
 LIFE_RECORD = struct.Struct("@I4xQQQQ60s4x")
 BPF_RINGBUF_BUSY_BIT = 1 << 31
 # So many rows are taken one by one.
-FEW = 64
+FEW = 256
 # Bytes of the first member of struct session_key in bpf/tcptop.c, the socket.
 SOCKET_SIZE = 8
 # Entries fetched from a map by one system call.
