@@ -31,6 +31,8 @@ class Text:
 
     def __init__(self, options: Namespace) -> None:
         self._options = options
+        self._columns = not (options.json or options.csv or options.time or options.timestamp)
+        self._form = (WIDE_ROW if options.wide else NARROW_ROW) + "\n"
         self._first: Optional[int] = None
 
     def header(self) -> str:
@@ -38,8 +40,9 @@ class Text:
         options = self._options
         if options.json:
             return ""
-        form = WIDE_HEADER if options.wide else NARROW_HEADER
-        return self._line("TIME", "TIME(s)", COLUMNS, form)
+        columns = COLUMNS if options.wide or options.csv else (*COLUMNS[:2], "", *COLUMNS[3:])
+        form = (WIDE_HEADER if options.wide else NARROW_HEADER) + "\n"
+        return self._timed("TIME", "TIME(s)", columns, form)
 
     def line(self, life: Life, epoch: int) -> str:
         """A session's line; `epoch` is the realtime clock less the monotonic, in ns."""
@@ -47,35 +50,35 @@ class Text:
         if options.json:
             return json.dumps(record(life, epoch), separators=(",", ":")) + "\n"
         began, ended, received, sent, identity = life
+        pid, comm, family, laddr, lport, raddr, rport = identify(identity)
+        comm = plain(comm) or NOBODY
+        ip = IP_VERSION[family] if options.wide or options.csv else ""
+        lasted = (ended - began) / 1e6
+        columns: tuple = (
+            pid, comm, ip, laddr, lport, raddr, rport, sent >> 10, received >> 10, lasted
+        )  # fmt: skip
+        if self._columns:
+            return self._form % columns
         if self._first is None:
             self._first = ended
-        clock = seconds = ""
-        if options.time:
-            second = (ended + epoch) // 1_000_000_000
-            clock = time.strftime("%H:%M:%S", time.localtime(second))
-        if options.timestamp:
-            seconds = f"{(ended - self._first) / 1e9:.6f}"
-        pid, comm, family, *session = identify(identity)
-        milliseconds = (ended - began) / 1e6
-        columns = (
-            pid, plain(comm) or NOBODY, IP_VERSION[family], *session,
-            sent >> 10, received >> 10, f"{milliseconds:.2f}" if options.csv else milliseconds,
-        )  # fmt: skip
-        return self._line(clock, seconds, columns, WIDE_ROW if options.wide else NARROW_ROW)
+        second = (ended + epoch) // 1_000_000_000
+        clock = time.strftime("%H:%M:%S", time.localtime(second)) if options.time else ""
+        seconds = f"{(ended - self._first) / 1e9:.6f}"
+        if options.csv:
+            columns = (*columns[:-1], f"{lasted:.2f}")
+        return self._timed(clock, seconds, columns, self._form)
 
-    def _line(self, clock: str, seconds: str, columns: Sequence[Any], form: str) -> str:
+    def _timed(self, clock: str, seconds: str, columns: Sequence[Any], form: str) -> str:
         options = self._options
         if options.csv:
             text = io.StringIO()
             times = [clock] * options.time + [seconds] * options.timestamp
             csv.writer(text, lineterminator="\n").writerow([*times, *columns])
             return text.getvalue()
-        if not options.wide:
-            columns = (*columns[:2], "", *columns[3:])
         start = f"{clock:<8s} " if options.time else ""
         if options.timestamp:
             start += f"{seconds:<9s} "
-        return start + form % columns + "\n"
+        return start + form % columns
 
 
 def record(life: Life, epoch: int) -> dict:
