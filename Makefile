@@ -62,7 +62,7 @@ picture: $(PYTHON)
 
 # The guest's nanoseconds are instructions.
 bench: $(PYTHON)
-	$(GUEST) --icount --cpus 1 -- $(PYTHON) tests/bench.py $(ARGS)
+	$(GUEST) --icount -- $(PYTHON) tests/bench.py $(ARGS)
 
 # The package, built here, on the kernel, Python and bcc of each release, without headers.
 matrix: deb

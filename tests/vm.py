@@ -238,7 +238,8 @@ def run(options: argparse.Namespace, command: str) -> int:
         vm += ["--root", root, "--kimg", next(root.glob("boot/vmlinuz-*")), "--mods", "auto"]
         # 9p, because virtme-ng waits seconds for a virtiofsd that cannot start in a container.
         vm += ["--force-9p", "--memory", options.memory]
-        vm += ["--cpus", str(options.cpus)]
+        # QEMU does not boot a second one when it counts instructions.
+        vm += ["--cpus", "1" if options.icount else str(options.cpus)]
         vm += [] if options.kvm else ["--disable-kvm"]
         for directory in ("etc", "root", "tmp", "usr", "var"):
             vm += ["--overlay-rwdir", f"/{directory}"]
@@ -302,7 +303,7 @@ def create_parser() -> argparse.ArgumentParser:
     add("--memory", default="3G", help="(default: %(default)s)")
     add("--append", action="append", default=[], metavar="PARAMETER", help="of the kernel")
     add("--timeout", type=float, default=1800, metavar="SECONDS", help="(default: %(default)s)")
-    add("--icount", action="store_true", help="the nanoseconds of its clock are instructions")
+    add("--icount", action="store_true", help="one CPU whose nanoseconds are instructions")
     add("--kvm", action="store_true", help="hardware virtualization, where it works")
     add("--traffic", action="store_true", help="with some traffic to look at, as the demo has")
     add("--no-headers", action="store_true", help="hide the kernel headers")
