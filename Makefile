@@ -86,7 +86,7 @@ install:
 	    chmod +x $(LIBRARY)/$$tool.py; \
 	    ln -sf ../share/tcptop$(SUFFIX)/$$tool.py $(SBIN)/$$tool$(SUFFIX); \
 	    install -m 644 man/$$tool.8 $(SHARE)/man/man8/$$tool$(SUFFIX).8; \
-	    sed "\$$s/$$tool\$$/&$(SUFFIX)/" completions/$$tool.bash >$(BASH)/$$tool$(SUFFIX); \
+	    sed '$$s/ tcp[a-z]*/&$(SUFFIX)/g' completions/tcptop.bash >$(BASH)/$$tool$(SUFFIX); \
 	    sed "1s/$$tool\$$/&$(SUFFIX)/" completions/_$$tool >$(ZSH)/_$$tool$(SUFFIX); \
 	done
 

@@ -31,7 +31,7 @@ class Text:
 
     def __init__(self, options: Namespace) -> None:
         self._options = options
-        self._columns = not (options.json or options.csv or options.time or options.timestamp)
+        self._only_columns = not (options.json or options.csv or options.time or options.timestamp)
         self._form = (WIDE_ROW if options.wide else NARROW_ROW) + "\n"
         self._first: Optional[int] = None
 
@@ -57,7 +57,7 @@ class Text:
         columns: tuple = (
             pid, comm, ip, laddr, lport, raddr, rport, sent >> 10, received >> 10, lasted
         )  # fmt: skip
-        if self._columns:
+        if self._only_columns:
             return self._form % columns
         if self._first is None:
             self._first = ended

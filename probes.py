@@ -14,12 +14,12 @@ from typing import Any, NamedTuple, Optional
 
 import kernel
 from kernel import Btf, KernelError, PinnedMap
-from session import Session, layout
+from session import IDENTITY, Session, layout
 
 BPF_DIRECTORY = os.path.join(os.path.dirname(os.path.realpath(__file__)), "bpf")
 
 BPF_F_NO_PREALLOC = 1
-# Index of `counters`; bpf/tcplife.c has only the first.
+# Index of `counters` in bpf/common.h.
 EVENTS_MISSED, ROWS_MADE, TRACING, INTERVAL = range(4)
 # Its iterators: over all TCP sockets, and over their positions.
 NOTE_SOCKET, SETTLE_POSITION = b"bpf_iter__tcp", b"bpf_iter__bpf_sk_storage_map"
@@ -30,7 +30,7 @@ SOCKETS_PER_SESSION = 4
 RING_SIZE = 1 << 22
 # A record of the ring buffer: struct life with a header of two numbers, the
 # first of which has this bit until the record is complete.
-LIFE_RECORD = struct.Struct("@I4xQQQQ60s4x")
+LIFE_RECORD = struct.Struct(f"@I4xQQQQ{IDENTITY.size}s4x")
 BPF_RINGBUF_BUSY_BIT = 1 << 31
 # So many rows are taken one by one.
 FEW = 256
@@ -54,8 +54,9 @@ class Tool(NamedTuple):
     kinds: tuple[Kind, ...]
 
 
+SOCKET_STORAGE = "SOCKET_STORAGE"
 # Programs of kind fentry need Linux 5.5, and socket storage in them 5.11.
-TCPTOP = Tool("tcptop", (Kind("fentry", "SOCKET_STORAGE"), Kind("fentry"), Kind("kprobe")))
+TCPTOP = Tool("tcptop", (Kind("fentry", SOCKET_STORAGE), Kind("fentry"), Kind("kprobe")))
 # The tracepoint is there since Linux 4.16; security_sock_graft() with CONFIG_SECURITY_NETWORK.
 TCPLIFE = Tool(
     "tcplife",
@@ -265,7 +266,7 @@ class Traffic(Program):
                 self._bpf[option][ctypes.c_int(0)] = ctypes.c_int(pinned.fd)
         for parity, rows in enumerate(self._rows):
             self._bpf["rows"][ctypes.c_int(parity)] = ctypes.c_int(rows.map_fd)
-        self._in_storage = SETTLE_POSITION in self._iterators(self._kind)
+        self._in_storage = self._kind.extra == SOCKET_STORAGE
         if self._in_storage:
             positions = ctypes.c_int(self._bcc.lib.bpf_table_fd(self._bpf.module, b"positions"))
             self._settling = self._iterator(SETTLE_POSITION, positions)
@@ -279,7 +280,7 @@ class Traffic(Program):
         self._counters[TRACING] = 1
 
     def _iterators(self, kind: Kind) -> list[bytes]:
-        return [NOTE_SOCKET] * bool(self._btf) + [SETTLE_POSITION] * (kind.extra != "")
+        return [NOTE_SOCKET] * bool(self._btf) + [SETTLE_POSITION] * (kind.extra == SOCKET_STORAGE)
 
     def _iterator(self, program: bytes, target: Optional[ctypes.c_int] = None) -> int:
         """A link to an iterator program, for a map by its file descriptor or for no map."""

@@ -5,13 +5,13 @@
  *
  * Python puts the options and field offsets in front as macros:
  *   PROBE_FENTRY, PROBE_KPROBE, PROBE_TRACEPOINT    what kind of program this is
+ *   MAP_FLAGS                        of maps of which memory is to be taken as used
  *   PID_MATCHES(pid)                 the filter for processes, as a condition
  *   SESSION_FILTER                   only some sessions are wanted, by these conditions:
  *   FAMILY_MATCHES(family), LPORT_MATCHES(port), RPORT_MATCHES(port)
  *   CGROUP_ID, CGROUP_LEVEL          a cgroup v2 and its depth, if only that is wanted
  *   CGROUPMAP_FLAGS, MNTNSMAP_FLAGS  how the maps of those filters were made, if given
  *   OFFSET_field                     where a kernel structure keeps a field, in bytes
- *   HAVE_BTF                         the kernel has BTF, and so iterators
  */
 
 #include <uapi/linux/ptrace.h>
@@ -73,6 +73,22 @@ BPF_ARRAY_OF_MAPS(cgroupmap, "cgroupmap_example", 1);
 BPF_F_TABLE("hash", u64, u32, mntnsmap_example, 1, MNTNSMAP_FLAGS);
 BPF_ARRAY_OF_MAPS(mntnsmap, "mntnsmap_example", 1);
 #endif
+
+/*
+ * Index of `counters`, which user space has in its memory. Those after the first are tcptop's;
+ * user space sets the last two of them, and numbers intervals from 1.
+ */
+enum { EVENTS_MISSED, ROWS_MADE, TRACING, INTERVAL, COUNTERS };
+BPF_F_TABLE("array", int, u64, counters, COUNTERS, BPF_F_MMAPABLE);
+
+static __always_inline void count(u32 counter)
+{
+	int index = counter;
+	u64 *value = counters.lookup(&index);
+
+	if (value)
+		__sync_fetch_and_add(value, 1);
+}
 
 static __always_inline bool has(void *map, u64 key)
 {

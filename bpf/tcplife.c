@@ -40,23 +40,13 @@ struct life {
 	struct identity identity;
 };
 
-enum { EVENTS_MISSED, COUNTERS };
-BPF_F_TABLE("array", int, u64, counters, COUNTERS, BPF_F_MMAPABLE);
+/* Not with MAP_FLAGS: a burst of segments must not wait for memory. */
 BPF_F_TABLE("hash", u64, struct opened, open, MAX_OPEN, 0);
 /*
  * User space makes no system call on a map while this runs: programs would be skipped on
  * that CPU meanwhile (bpf_disable_instrumentation(), include/linux/bpf.h).
  */
 BPF_RINGBUF_OUTPUT(lives, RING_SIZE / PAGE_SIZE);
-
-static __always_inline void missed(void)
-{
-	int index = EVENTS_MISSED;
-	u64 *value = counters.lookup(&index);
-
-	if (value)
-		__sync_fetch_and_add(value, 1);
-}
 
 /* The address of a socket is used again: what it was before is forgotten. */
 static __always_inline void begin(u64 socket, bool active)
@@ -72,7 +62,7 @@ static __always_inline void begin(u64 socket, bool active)
 		name_process(&opened.identity, pid);
 	}
 	if (open.update(&socket, &opened))
-		missed();
+		count(EVENTS_MISSED);
 }
 
 /* The process that runs is the session's. */
@@ -140,7 +130,7 @@ static __always_inline void end(u64 socket, u8 state)
 		name_session(&life->identity, tp);
 		lives.ringbuf_submit(life, BPF_RB_NO_WAKEUP);
 	} else {
-		missed();
+		count(EVENTS_MISSED);
 	}
 out:
 	open.delete(&socket);

@@ -14,7 +14,8 @@
  *
  * Read by Python, which puts common.h in front, and these macros:
  *   SOCKET_STORAGE         positions live in the socket itself; otherwise in a hash
- *   MAX_SESSIONS, MAX_SOCKETS, MAP_FLAGS     sizes and flags of the maps
+ *   MAX_SESSIONS, MAX_SOCKETS       sizes of the maps
+ *   HAVE_BTF               the kernel has BTF, and so iterators
  */
 
 /* include/net/tcp.h: recv(MSG_OOB) has taken the urgent byte. */
@@ -58,13 +59,6 @@ struct position {
 };
 
 /*
- * Index of `counters`, which user space has in its memory; it sets the last two, and
- * numbers intervals from 1.
- */
-enum { EVENTS_MISSED, ROWS_MADE, TRACING, INTERVAL, COUNTERS };
-BPF_F_TABLE("array", int, u64, counters, COUNTERS, BPF_F_MMAPABLE);
-
-/*
  * The rows of even and of odd intervals. A row is made when a process first uses a session
  * in an interval. What that process moves is then summed up in the socket's share, which
  * takes no second lookup, and gets into the row in the end: by settle(), or by user space.
@@ -95,15 +89,6 @@ BPF_F_TABLE("hash", u64, struct position, positions, MAX_SOCKETS, MAP_FLAGS);
 #define TCP(sk) ((void *)(sk))
 #define IS_TCP(tp) (FETCH(u16, tp, OFFSET_sk_protocol) == IPPROTO_TCP)
 #endif
-
-static __always_inline void add(u32 counter, u64 amount)
-{
-	int index = counter;
-	u64 *value = counters.lookup(&index);
-
-	if (value)
-		__sync_fetch_and_add(value, amount);
-}
 
 static __always_inline struct position *position_of(void *tp)
 {
@@ -188,7 +173,7 @@ static __always_inline struct position *meet(void *tp)
 	}
 	remembered = remember(tp, &position);
 	if (!remembered)
-		add(EVENTS_MISSED, 1);
+		count(EVENTS_MISSED);
 	return remembered;
 }
 
@@ -223,7 +208,7 @@ static __always_inline struct session *make_row(void *tp, struct session_key *us
 	name_session(&row.identity, tp);
 	name_process(&row.identity, use->pid);
 	if (!bpf_map_update_elem(rows, use, &row, BPF_NOEXIST))
-		add(ROWS_MADE, 1);
+		count(ROWS_MADE);
 	return bpf_map_lookup_elem(rows, use);
 }
 
@@ -376,7 +361,7 @@ static __always_inline void look(struct sock *sk, bool closing)
 	};
 	row = make_row(tp, &use, interval);
 	if (!row) {
-		add(EVENTS_MISSED, 1);
+		count(EVENTS_MISSED);
 		return;
 	}
 	if (share->interval != interval) {

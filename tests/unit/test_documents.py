@@ -32,7 +32,7 @@ class Tool:
         self.manual = (ROOT / "man" / f"{self.name}.8").read_text(encoding="utf-8")
         self.completions = [
             (ROOT / "completions" / file).read_text(encoding="utf-8")
-            for file in (f"{self.name}.bash", f"_{self.name}")
+            for file in ("tcptop.bash", f"_{self.name}")
         ]
 
     def option_rows(self):
@@ -75,7 +75,7 @@ def test_option_is_documented(tool, option):
 @of_each_tool
 def test_completions_offer_the_options_and_choices_of_the_parser(tool):
     bash_text, zsh_text = tool.completions
-    [bash] = re.findall(r"-W '(-h[^']*)'", bash_text)
+    [bash] = re.findall(rf"{tool.name}\*\)\n *options='([^']*)'", bash_text)
     # Specifications for zsh, without help texts and lists of what they exclude.
     zsh = re.sub(r"_arguments.*|\[[^]\n]*\]|'\([^)]*\)", " ", zsh_text)
     assert sorted(bash.split()) == sorted(tool.options)
