@@ -6,22 +6,24 @@ import io
 import json
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, Optional
 
 from report import IP_VERSION, members, plain
-from session import identify
+from session import KEPT, address, identified, name
 
 # A session that has ended, struct life of bpf/tcplife.c: its beginning and end in ns of the
 # monotonic clock, the bytes of payload that it received and that its peer acknowledged, and
-# whose it is, see session.identify().
-Life = tuple[int, int, int, int, bytes]
+# whose it is, see session.IDENTITY.
+Life = tuple[int, int, int, int, int, int, int, int, bytes, bytes, bytes]
 
-NARROW_HEADER = "%-5s %-10.10s %s%-15s %-5s %-15s %-5s %5s %5s %s"
-NARROW_ROW = "%-5d %-10.10s %s%-15s %-5d %-15s %-5d %5d %5d %.2f"
-WIDE_HEADER = "%-5s %-16.16s %-2s %-39s %-5s %-39s %-5s %6s %6s %s"
-WIDE_ROW = "%-5d %-16.16s %-2s %-39s %-5d %-39s %-5d %6d %6d %.2f"
 COLUMNS = ("PID", "COMM", "IP", "LADDR", "LPORT", "RADDR", "RPORT", "TX_KB", "RX_KB", "MS")
+NARROW_HEADER = "%-5s %-10.10s %s%-15s %-5s %-15s %-5s %5s %5s %s\n"
+WIDE_HEADER = "%-5s %-16.16s %-2s %-39s %-5s %-39s %-5s %6s %6s %s\n"
+# In two parts: most sessions have the first, up to LADDR, in common with one before.
+NARROW_ROW = ("%-5d %-10.10s %s%-15s", "%s %-5d %-15s %-5d %5d %5d %.2f\n")
+WIDE_ROW = ("%-5d %-16.16s %-2s %-39s", "%s %-5d %-39s %-5d %6d %6d %.2f\n")
 # COMM where no process had the session yet.
 NOBODY = "-"
 
@@ -31,65 +33,80 @@ class Text:
 
     def __init__(self, options: Namespace) -> None:
         self._options = options
-        self._only_columns = not (options.json or options.csv or options.time or options.timestamp)
-        self._form = (WIDE_ROW if options.wide else NARROW_ROW) + "\n"
+        self._timed = options.time or options.timestamp
         self._first: Optional[int] = None
+        form, self._row = WIDE_ROW if options.wide else NARROW_ROW
+
+        @lru_cache(maxsize=KEPT)
+        def beginning(family: int, pid: int, comm: bytes, laddr: bytes) -> str:
+            ip = IP_VERSION[family] if options.wide else ""
+            return form % (pid, shown(comm), ip, address(family, laddr))
+
+        self._beginning = beginning
 
     def header(self) -> str:
         """The first line, "" where there is none."""
         options = self._options
         if options.json:
             return ""
-        columns = COLUMNS if options.wide or options.csv else (*COLUMNS[:2], "", *COLUMNS[3:])
-        form = (WIDE_HEADER if options.wide else NARROW_HEADER) + "\n"
-        return self._timed("TIME", "TIME(s)", columns, form)
+        times = self._times("TIME", "TIME(s)")
+        if options.csv:
+            return csv_line(times, COLUMNS)
+        if options.wide:
+            return times + WIDE_HEADER % COLUMNS
+        return times + NARROW_HEADER % (*COLUMNS[:2], "", *COLUMNS[3:])
 
-    def line(self, life: Life, epoch: int) -> str:
-        """A session's line; `epoch` is the realtime clock less the monotonic, in ns."""
-        options = self._options
-        if options.json:
-            return json.dumps(record(life, epoch), separators=(",", ":")) + "\n"
-        began, ended, received, sent, identity = life
-        pid, comm, family, laddr, lport, raddr, rport = identify(identity)
-        comm = plain(comm) or NOBODY
-        ip = IP_VERSION[family] if options.wide or options.csv else ""
-        lasted = (ended - began) / 1e6
-        columns: tuple = (
-            pid, comm, ip, laddr, lport, raddr, rport, sent >> 10, received >> 10, lasted
-        )  # fmt: skip
-        if self._only_columns:
-            return self._form % columns
+    def lines(self, lives: Iterable[Life], epoch: int) -> Iterator[str]:
+        """The sessions' lines; `epoch` is the realtime clock less the monotonic, in ns."""
+        options, form, beginning = self._options, self._row, self._beginning
+        for life in lives:
+            if options.json:
+                yield json.dumps(record(life, epoch), separators=(",", ":")) + "\n"
+                continue
+            began, ended, received, sent, family, pid, lport, rport, laddr, raddr, comm = life
+            remote, lasted = address(family, raddr), (ended - began) / 1e6
+            times = self._times_of(ended, epoch) if self._timed else ""
+            if options.csv:
+                local = address(family, laddr)
+                who = (pid, shown(comm), IP_VERSION[family], local, lport, remote, rport)
+                yield csv_line(times, [*who, sent >> 10, received >> 10, f"{lasted:.2f}"])
+                continue
+            start = beginning(family, pid, comm, laddr)
+            yield times + form % (start, lport, remote, rport, sent >> 10, received >> 10, lasted)
+
+    def _times_of(self, ended: int, epoch: int) -> str:
         if self._first is None:
             self._first = ended
-        second = (ended + epoch) // 1_000_000_000
-        clock = time.strftime("%H:%M:%S", time.localtime(second)) if options.time else ""
-        seconds = f"{(ended - self._first) / 1e9:.6f}"
-        if options.csv:
-            columns = (*columns[:-1], f"{lasted:.2f}")
-        return self._timed(clock, seconds, columns, self._form)
+        clock = time.localtime((ended + epoch) // 1_000_000_000)
+        return self._times(time.strftime("%H:%M:%S", clock), f"{(ended - self._first) / 1e9:.6f}")
 
-    def _timed(self, clock: str, seconds: str, columns: Sequence[Any], form: str) -> str:
-        options = self._options
-        if options.csv:
-            text = io.StringIO()
-            times = [clock] * options.time + [seconds] * options.timestamp
-            csv.writer(text, lineterminator="\n").writerow([*times, *columns])
-            return text.getvalue()
-        start = f"{clock:<8s} " if options.time else ""
-        if options.timestamp:
-            start += f"{seconds:<9s} "
-        return start + form % columns
+    def _times(self, clock: str, seconds: str) -> str:
+        """Those that are wanted, as they stand before columns."""
+        start = f"{clock:<8s} " if self._options.time else ""
+        return start + (f"{seconds:<9s} " if self._options.timestamp else "")
+
+
+def shown(comm: bytes) -> str:
+    """A process' name, as columns and CSV have it."""
+    return plain(name(comm)) or NOBODY
+
+
+def csv_line(times: str, fields: Sequence[Any]) -> str:
+    """A line of CSV, which has the times in fields of their own."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow([*times.split(), *fields])
+    return text.getvalue()
 
 
 def record(life: Life, epoch: int) -> dict:
     """A session as a JSON object, with seconds since the epoch."""
-    began, ended, received, sent, identity = life
+    began, ended, received, sent = life[:4]
     return {
         "type": "session",
         "start": round((began + epoch) / 1e9, 6),
         "end": round((ended + epoch) / 1e9, 6),
         "us": (ended - began) // 1000,
-        **members(identify(identity)),
+        **members(identified(*life[4:])),
         "tx_bytes": sent,
         "rx_bytes": received,
     }

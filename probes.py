@@ -28,9 +28,10 @@ SOCKETS_PER_SESSION = 4
 # Bytes of the ring buffer in bpf/tcplife.c, of which user space takes what there is ten times
 # a second.
 RING_SIZE = 1 << 22
-# A record of the ring buffer: struct life with a header of two numbers, the
-# first of which has this bit until the record is complete.
-LIFE_RECORD = struct.Struct(f"@I4xQQQQ{IDENTITY.size}s4x")
+# A record of the ring buffer: struct life of bpf/tcplife.c after a header that begins with its
+# size and, until the record is complete, this bit.
+LIFE_RECORD = struct.Struct(f"!8xQQQQ{IDENTITY.format[1:]}4x")
+LIFE_SIZE = LIFE_RECORD.size - 8
 BPF_RINGBUF_BUSY_BIT = 1 << 31
 # So many rows are taken one by one.
 FEW = 256
@@ -434,12 +435,13 @@ class Lives(Program):
     def fetch(self) -> tuple[list[tuple], int]:
         """The members of struct life for each session that ended since the last call, in order,
         and how many could not be told."""
-        ended = []
         begin, end = self._read[0], self._written[0]
         at = begin % RING_SIZE
-        for record in LIFE_RECORD.iter_unpack(self._data[at : at + end - begin]):
-            if record[0] & BPF_RINGBUF_BUSY_BIT:
-                break  # it is being written
-            ended.append(record[1:])
-        self._read[0] = begin + len(ended) * LIFE_RECORD.size
+        data = self._data[at : at + end - begin]
+        headers = data.cast("I")[:: LIFE_RECORD.size // 4].tolist()
+        being_written = LIFE_SIZE | BPF_RINGBUF_BUSY_BIT
+        if being_written in headers:
+            data = data[: headers.index(being_written) * LIFE_RECORD.size]
+        ended = list(LIFE_RECORD.iter_unpack(data))
+        self._read[0] = begin + len(data)
         return ended, self._new_missed()

@@ -53,11 +53,17 @@ def name(comm: bytes) -> str:
     return comm.split(b"\0", 1)[0].decode("utf-8", "replace")
 
 
-def identify(packed: bytes) -> Identity:
-    """The process and session that a packed identity stands for."""
-    family, pid, lport, rport, laddr, raddr, comm = IDENTITY.unpack(packed)
+def identified(
+    family: int, pid: int, lport: int, rport: int, laddr: bytes, raddr: bytes, comm: bytes
+) -> Identity:
+    """The process and session that the members of an identity stand for."""
     local, remote = address(family, laddr), address(family, raddr)
     return Identity._make((pid, name(comm), family, local, lport, remote, rport))
+
+
+def identify(packed: bytes) -> Identity:
+    """The process and session that a packed identity stands for."""
+    return identified(*IDENTITY.unpack(packed))
 
 
 # What each sort order ranks by, largest first; the names are those of --sort.

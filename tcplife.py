@@ -55,7 +55,7 @@ def run(options: argparse.Namespace, stop: Stop) -> None:
         if ended:
             # What the monotonic clock has to be set forward by to tell the time.
             epoch = time.time_ns() - time.monotonic_ns()
-            say("".join(text.line(life, epoch) for life in ended))
+            say("".join(text.lines(ended, epoch)))
         if missed:
             complain(options.prog, f"{missed} sessions not shown: too many began or ended at once")
 

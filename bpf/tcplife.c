@@ -31,7 +31,7 @@ struct opened {
 	struct identity identity; /* only of the process; no PID unless it is known yet */
 };
 
-/* A session that has ended. */
+/* A session that has ended, with all numbers in network byte order as those of its identity. */
 struct life {
 	u64 began; /* monotonic clock, ns */
 	u64 ended;
@@ -122,10 +122,10 @@ static __always_inline void end(u64 socket, u8 state)
 		goto out;
 	life = lives.ringbuf_reserve(sizeof(*life));
 	if (life) {
-		life->began = opened->time;
-		life->ended = bpf_ktime_get_ns();
-		life->rx_bytes = received(tp);
-		life->tx_bytes = sent(tp, opened->active, state);
+		life->began = bpf_htonll(opened->time);
+		life->ended = bpf_htonll(bpf_ktime_get_ns());
+		life->rx_bytes = bpf_htonll(received(tp));
+		life->tx_bytes = bpf_htonll(sent(tp, opened->active, state));
 		life->identity = opened->identity;
 		name_session(&life->identity, tp);
 		lives.ringbuf_submit(life, BPF_RB_NO_WAKEUP);

@@ -13,13 +13,14 @@ from made import session
 
 import tcplife
 from lives import Text
+from session import IDENTITY
 
 # Half a second of the monotonic clock is 03:53:20 UTC on a day in 2025.
 EPOCH = 1763697200_000_000_000 - 500_000_000
 
 
 def life(ended=500_000_000, lasted=12_345_678, rx=2047, tx=1024, **who):
-    return ended - lasted, ended, rx, tx, session(**who)[2]
+    return ended - lasted, ended, rx, tx, *IDENTITY.unpack(session(**who)[2])
 
 
 SSH = life()
@@ -40,7 +41,7 @@ def utc(monkeypatch):
 
 def lines(*arguments, lives=(SSH, SIX)):
     text = Text(tcplife.create_parser().parse_args(arguments))
-    return text.header() + "".join(text.line(one, EPOCH) for one in lives)
+    return text.header() + "".join(text.lines(lives, EPOCH))
 
 
 def test_columns():
@@ -108,7 +109,7 @@ def test_a_session_that_nobody_had():
 def test_no_name_gets_out_of_its_place(comm):
     hostile = life(comm=comm)
     for arguments in ([], ["-w"], ["-s"], ["--json"]):
-        text = Text(tcplife.create_parser().parse_args(arguments)).line(hostile, EPOCH)
+        (text,) = Text(tcplife.create_parser().parse_args(arguments)).lines([hostile], EPOCH)
         assert text.count("\n") == 1 and text[:-1].isprintable()
         if arguments == ["-s"]:
             (fields,) = csv.reader(io.StringIO(text))
