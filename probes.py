@@ -28,11 +28,10 @@ SOCKETS_PER_SESSION = 4
 # Bytes of the ring buffer in bpf/tcplife.c, of which user space takes what there is ten times
 # a second.
 RING_SIZE = 1 << 22
-# A record of the ring buffer: struct life of bpf/tcplife.c after a header that begins with its
-# size and, until the record is complete, this bit.
+# A record of the ring buffer: struct life of bpf/tcplife.c after a header of 8 bytes. That
+# begins with the size of the rest and, until it is complete, BPF_RINGBUF_BUSY_BIT.
 LIFE_RECORD = struct.Struct(f"!8xQQQQ{IDENTITY.format[1:]}4x")
-LIFE_SIZE = LIFE_RECORD.size - 8
-BPF_RINGBUF_BUSY_BIT = 1 << 31
+LIFE_BUSY = 1 << 31 | LIFE_RECORD.size - 8
 # So many rows are taken one by one.
 FEW = 256
 # Bytes of the first member of struct session_key in bpf/tcptop.c, the socket.
@@ -439,9 +438,8 @@ class Lives(Program):
         at = begin % RING_SIZE
         data = self._data[at : at + end - begin]
         headers = data.cast("I")[:: LIFE_RECORD.size // 4].tolist()
-        being_written = LIFE_SIZE | BPF_RINGBUF_BUSY_BIT
-        if being_written in headers:
-            data = data[: headers.index(being_written) * LIFE_RECORD.size]
+        if LIFE_BUSY in headers:
+            data = data[: headers.index(LIFE_BUSY) * LIFE_RECORD.size]
         ended = list(LIFE_RECORD.iter_unpack(data))
         self._read[0] = begin + len(data)
         return ended, self._new_missed()
