@@ -77,8 +77,10 @@ class Text:
     def _times_of(self, ended: int, epoch: int) -> str:
         if self._first is None:
             self._first = ended
+        # Those that end on several CPUs at once are not in order.
+        seconds = max(0, ended - self._first) / 1e9
         clock = time.localtime((ended + epoch) // 1_000_000_000)
-        return self._times(time.strftime("%H:%M:%S", clock), f"{(ended - self._first) / 1e9:.6f}")
+        return self._times(time.strftime("%H:%M:%S", clock), f"{seconds:.6f}")
 
     def _times(self, clock: str, seconds: str) -> str:
         """Those that are wanted, as they stand before columns."""

@@ -422,6 +422,10 @@ class Lives(Program):
 
     def __init__(self, options: Namespace) -> None:
         super().__init__(TCPLIFE, options)
+        if self._kind.probe == "tracepoint":
+            # bcc attaches one program to a raw tracepoint and no more.
+            second = self._bpf.load_func(b"make_up", self._bcc.BPF.RAW_TRACEPOINT)
+            self._bcc.lib.bpf_attach_raw_tracepoint(second.fd, b"inet_sock_set_state")
         # Documentation/bpf/ringbuf.rst: a page with the position of the reader, and then, to
         # be read only, a page with that of the writers and the data twice in a row, so that
         # what goes over its end is in one piece.

@@ -43,13 +43,16 @@ struct life {
 /* Not with MAP_FLAGS: a burst of segments must not wait for memory. */
 BPF_F_TABLE("hash", u64, struct opened, open, MAX_OPEN, 0);
 /*
- * User space makes no system call on a map while this runs: programs would be skipped on
- * that CPU meanwhile (bpf_disable_instrumentation(), include/linux/bpf.h).
+ * User space reads its memory and makes no system call on a map: the kprobes here would be
+ * skipped on that CPU meanwhile (bpf_disable_instrumentation(), include/linux/bpf.h).
  */
 BPF_RINGBUF_OUTPUT(lives, RING_SIZE / PAGE_SIZE);
 
-/* The address of a socket is used again: what it was before is forgotten. */
-static __always_inline void begin(u64 socket, bool active)
+/*
+ * The address of a socket is used again: what it was before is forgotten. Whether there was
+ * no room.
+ */
+static __always_inline bool begin(u64 socket, bool active)
 {
 	struct opened opened = {.time = bpf_ktime_get_ns(), .active = active};
 	u32 pid = bpf_get_current_pid_tgid() >> 32;
@@ -57,21 +60,20 @@ static __always_inline void begin(u64 socket, bool active)
 	if (active) {
 		if (!task_matches(pid)) {
 			open.delete(&socket);
-			return;
+			return false;
 		}
 		name_process(&opened.identity, pid);
 	}
-	if (open.update(&socket, &opened))
-		count(EVENTS_MISSED);
+	return open.update(&socket, &opened);
 }
 
-/* The process that runs is the session's. */
+/* The process that runs is the session's, unless nothing but the idle task runs. */
 static __always_inline void claim(u64 socket)
 {
 	struct opened *opened = open.lookup(&socket);
 	u32 pid = bpf_get_current_pid_tgid() >> 32;
 
-	if (!opened || opened->identity.pid)
+	if (!opened || opened->identity.pid || !pid)
 		return;
 	if (task_matches(pid))
 		name_process(&opened->identity, pid);
@@ -113,17 +115,21 @@ static __always_inline void end(u64 socket, u8 state)
 {
 	void *tp = (void *)socket;
 	struct opened *opened = open.lookup(&socket);
+	u64 now = bpf_ktime_get_ns();
 	struct life *life;
 
 	if (!opened)
 		return;
-	/* Nobody had accepted it yet. */
-	if (!opened->identity.pid && !nobody_matches())
+	/*
+	 * Nobody had accepted it yet. One that does not even get out of SYN_RECV lost its place to
+	 * another for the same session (inet_ehash_nolisten(), net/ipv4/inet_hashtables.c).
+	 */
+	if (!opened->identity.pid && (state == TCP_SYN_RECV || !nobody_matches()))
 		goto out;
 	life = lives.ringbuf_reserve(sizeof(*life));
 	if (life) {
 		life->began = bpf_htonll(opened->time);
-		life->ended = bpf_htonll(bpf_ktime_get_ns());
+		life->ended = bpf_htonll(now);
 		life->rx_bytes = bpf_htonll(received(tp));
 		life->tx_bytes = bpf_htonll(sent(tp, opened->active, state));
 		life->identity = opened->identity;
@@ -136,19 +142,21 @@ out:
 	open.delete(&socket);
 }
 
-static __always_inline int changes(u64 socket, u8 from, u8 to)
+/* Whether there was no room for a session that begins. */
+static __always_inline bool changes(u64 socket, u8 from, u8 to)
 {
+	bool missed = false;
 #ifdef PROBE_KPROBE
 	struct opened *opened = open.lookup(&socket);
 #endif
 
 	if (to == TCP_SYN_SENT)
-		begin(socket, true);
+		missed = begin(socket, true);
 	else if (to == TCP_SYN_RECV && from != TCP_SYN_SENT)
-		begin(socket, false);
+		missed = begin(socket, false);
 #ifdef PROBE_KPROBE /* tcp_set_state() is not called for SYN_RECV, but by who sent a SYN, too */
 	else if (to == TCP_ESTABLISHED && from == TCP_SYN_RECV && !(opened && opened->active))
-		begin(socket, false);
+		missed = begin(socket, false);
 #endif
 	else if (to == TCP_FIN_WAIT1 || to == TCP_LAST_ACK)
 		claim(socket);
@@ -157,7 +165,7 @@ static __always_inline int changes(u64 socket, u8 from, u8 to)
 	if (to == TCP_ESTABLISHED || to == TCP_CLOSE)
 		if (!session_matches((void *)socket))
 			open.delete(&socket);
-	return 0;
+	return missed;
 }
 
 #ifdef PROBE_TRACEPOINT
@@ -170,16 +178,37 @@ RAW_TRACEPOINT_PROBE(inet_sock_set_state)
 {
 	void *tp = (void *)ctx->args[0];
 
-	if (FIELD(u16, tp, OFFSET_sk_protocol) != IPPROTO_TCP)
+	if (FIELD(u16, tp, OFFSET_sk_protocol) == IPPROTO_TCP)
+		if (changes((u64)tp, ctx->args[1], ctx->args[2]))
+			count(EVENTS_MISSED);
+	return 0;
+}
+
+/*
+ * Attached after it, to make up for it: since Linux 6.2 a program is skipped where a segment
+ * comes in while it runs on that CPU for another socket, but then this one is not. Mostly there
+ * is nothing left to do, and nothing here is wrong if it is done twice.
+ */
+int make_up(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 socket = ctx->args[0];
+	u8 to = ctx->args[2];
+
+	if (to != TCP_CLOSE && to != TCP_SYN_RECV && to != TCP_SYN_SENT)
 		return 0;
-	return changes((u64)tp, ctx->args[1], ctx->args[2]);
+	if (FIELD(u16, (void *)socket, OFFSET_sk_protocol) == IPPROTO_TCP)
+		if (to == TCP_CLOSE || !open.lookup(&socket))
+			changes(socket, ctx->args[1], to);
+	return 0;
 }
 #else
 int kprobe__tcp_set_state(struct pt_regs *ctx)
 {
 	void *tp = (void *)PT_REGS_PARM1(ctx);
 
-	return changes((u64)tp, FIELD(u8, tp, OFFSET_skc_state), PT_REGS_PARM2(ctx));
+	if (changes((u64)tp, FIELD(u8, tp, OFFSET_skc_state), PT_REGS_PARM2(ctx)))
+		count(EVENTS_MISSED);
+	return 0;
 }
 #endif
 

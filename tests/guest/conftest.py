@@ -61,7 +61,12 @@ def exact(tracers, reference, request):
             reference.compare(request.node.name, truth, rows)
         for kind, tracer in tracers.items():
             ours = {key: moved for key, moved in rows[kind].items() if key[1:] in ports}
-            assert (kind, ours) == (kind, truth)
+            wrong = {
+                key: {"ours": ours.get(key), "truth": truth.get(key)}
+                for key in {**truth, **ours}
+                if ours.get(key) != truth.get(key)
+            }
+            assert (kind, wrong) == (kind, {})
             assert tracer.missed == 0, kind
 
     return check

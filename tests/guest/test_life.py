@@ -65,9 +65,9 @@ def acknowledged(sock):
 
 def both_ends(ledger, number):
     """Sessions that differ in who sends, who closes first, and how."""
-    with listener() as server:
+    with listener("::") as server:
         for turn in range(number):
-            client, accepted = connect(server)
+            client, accepted = connect(server, "::1" if turn % 4 < 2 else "127.0.0.1")
             move(ledger, client, accepted, 1009 + turn)
             if turn % 3:
                 move(ledger, accepted, client, 5003)

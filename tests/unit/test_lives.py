@@ -91,6 +91,11 @@ def test_times(option, head, first, second):
     assert found == [a + b for a, b in zip((head, first, second), without)]
 
 
+def test_no_session_ends_before_the_first():
+    found = lines("-st", lives=(SIX, SSH)).splitlines()
+    assert [line.split(",")[0] for line in found] == ["TIME(s)", "0.000000", "0.000000"]
+
+
 def test_json():
     one, two = (json.loads(line) for line in lines("--json").splitlines())
     assert one == {
