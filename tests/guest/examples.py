@@ -40,7 +40,7 @@ def main():
     os.environ["PATH"] = f"{tools}:{os.environ['PATH']}"  # libbpf-tools has one, too
     web = pathlib.Path("/sys/fs/cgroup/web")
     web.mkdir()
-    server = subprocess.check_output(["pgrep", "-f", "http.server"], text=True).split()[0]
+    server = subprocess.check_output(["pgrep", "-f", "^python3 -m http"], text=True).split()[0]
     (web / "cgroup.procs").write_text(server)
 
     for path in sorted(pathlib.Path("man").glob("*_example.txt")):
