@@ -21,9 +21,9 @@ Life = tuple[int, int, int, int, int, int, int, int, bytes, bytes, bytes]
 COLUMNS = ("PID", "COMM", "IP", "LADDR", "LPORT", "RADDR", "RPORT", "TX_KB", "RX_KB", "MS")
 NARROW_HEADER = "%-5s %-10.10s %s%-15s %-5s %-15s %-5s %5s %5s %s\n"
 WIDE_HEADER = "%-5s %-16.16s %-2s %-39s %-5s %-39s %-5s %6s %6s %s\n"
-# In two parts: most sessions have the first, up to LADDR, in common with one before.
-NARROW_ROW = ("%-5d %-10.10s %s%-15s", "%s %-5d %-15s %-5d %5d %5d %.2f\n")
-WIDE_ROW = ("%-5d %-16.16s %-2s %-39s", "%s %-5d %-39s %-5d %6d %6d %.2f\n")
+# What a row begins with, up to LADDR, and the form of the row with this and RADDR filled in.
+NARROW_ROW = ("%-5d %-10.10s %s%-15s", "%s %%-5d %-15s %%-5d %%5d %%5d %%.2f\n")
+WIDE_ROW = ("%-5d %-16.16s %-2s %-39s", "%s %%-5d %-39s %%-5d %%6d %%6d %%.2f\n")
 # COMM where no process had the session yet.
 NOBODY = "-"
 
@@ -35,14 +35,16 @@ class Text:
         self._options = options
         self._timed = options.time or options.timestamp
         self._first: Optional[int] = None
-        form, self._row = WIDE_ROW if options.wide else NARROW_ROW
+        beginning, row = WIDE_ROW if options.wide else NARROW_ROW
 
+        # Most sessions are between a process and a host that had one before.
         @lru_cache(maxsize=KEPT)
-        def beginning(family: int, pid: int, comm: bytes, laddr: bytes) -> str:
+        def form(family: int, pid: int, comm: bytes, laddr: bytes, raddr: bytes) -> str:
             ip = IP_VERSION[family] if options.wide else ""
-            return form % (pid, shown(comm), ip, address(family, laddr))
+            start = beginning % (pid, shown(comm), ip, address(family, laddr))
+            return row % (start.replace("%", "%%"), address(family, raddr))
 
-        self._beginning = beginning
+        self._form = form
 
     def header(self) -> str:
         """The first line, "" where there is none."""
@@ -58,21 +60,21 @@ class Text:
 
     def lines(self, lives: Iterable[Life], epoch: int) -> Iterator[str]:
         """The sessions' lines; `epoch` is the realtime clock less the monotonic, in ns."""
-        options, form, beginning = self._options, self._row, self._beginning
+        options, form = self._options, self._form
         for life in lives:
             if options.json:
                 yield json.dumps(record(life, epoch), separators=(",", ":")) + "\n"
                 continue
             began, ended, received, sent, family, pid, lport, rport, laddr, raddr, comm = life
-            remote, lasted = address(family, raddr), (ended - began) / 1e6
+            lasted = (ended - began) / 1e6
             times = self._times_of(ended, epoch) if self._timed else ""
             if options.csv:
-                local = address(family, laddr)
+                local, remote = address(family, laddr), address(family, raddr)
                 who = (pid, shown(comm), IP_VERSION[family], local, lport, remote, rport)
                 yield csv_line(times, [*who, sent >> 10, received >> 10, f"{lasted:.2f}"])
                 continue
-            start = beginning(family, pid, comm, laddr)
-            yield times + form % (start, lport, remote, rport, sent >> 10, received >> 10, lasted)
+            row = form(family, pid, comm, laddr, raddr)
+            yield times + row % (lport, rport, sent >> 10, received >> 10, lasted)
 
     def _times_of(self, ended: int, epoch: int) -> str:
         if self._first is None:

@@ -57,6 +57,8 @@ static __always_inline bool begin(u64 socket, bool active)
 	struct opened opened = {.time = bpf_ktime_get_ns(), .active = active};
 	u32 pid = bpf_get_current_pid_tgid() >> 32;
 
+	if (FIELD(u16, (void *)socket, OFFSET_sk_protocol) != IPPROTO_TCP)
+		return false;
 	if (active) {
 		if (!task_matches(pid)) {
 			open.delete(&socket);
@@ -176,11 +178,8 @@ static __always_inline bool changes(u64 socket, u8 from, u8 to)
  */
 RAW_TRACEPOINT_PROBE(inet_sock_set_state)
 {
-	void *tp = (void *)ctx->args[0];
-
-	if (FIELD(u16, tp, OFFSET_sk_protocol) == IPPROTO_TCP)
-		if (changes((u64)tp, ctx->args[1], ctx->args[2]))
-			count(EVENTS_MISSED);
+	if (changes(ctx->args[0], ctx->args[1], ctx->args[2]))
+		count(EVENTS_MISSED);
 	return 0;
 }
 
@@ -193,12 +192,13 @@ int make_up(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 socket = ctx->args[0];
 	u8 to = ctx->args[2];
+	bool known;
 
 	if (to != TCP_CLOSE && to != TCP_SYN_RECV && to != TCP_SYN_SENT)
 		return 0;
-	if (FIELD(u16, (void *)socket, OFFSET_sk_protocol) == IPPROTO_TCP)
-		if (to == TCP_CLOSE || !open.lookup(&socket))
-			changes(socket, ctx->args[1], to);
+	known = open.lookup(&socket);
+	if (known == (to == TCP_CLOSE)) /* it has not ended, or not begun */
+		changes(socket, ctx->args[1], to);
 	return 0;
 }
 #else

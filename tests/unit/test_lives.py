@@ -7,7 +7,7 @@ import json
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from made import session
 
@@ -111,6 +111,7 @@ def test_a_session_that_nobody_had():
 
 
 @given(st.binary(max_size=16))
+@example(b"%d%%s 100%")
 def test_no_name_gets_out_of_its_place(comm):
     hostile = life(comm=comm)
     for arguments in ([], ["-w"], ["-s"], ["--json"]):

@@ -688,7 +688,7 @@ class Shell:
 
 def until(terminal, condition):
     """What is seen as soon as it is as expected."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while True:
         time.sleep(0.01)
         seen = terminal.seen()
