@@ -260,20 +260,21 @@ class Traffic(Program):
         super().__init__(TCPTOP, options)
         self._rows = (self._bpf["rows_even"], self._bpf["rows_odd"])
         self._interval = 0
-        for option in ("cgroupmap", "mntnsmap"):
-            pinned: Optional[PinnedMap] = getattr(options, option)
-            if pinned:
-                self._bpf[option][ctypes.c_int(0)] = ctypes.c_int(pinned.fd)
-        for parity, rows in enumerate(self._rows):
-            self._bpf["rows"][ctypes.c_int(parity)] = ctypes.c_int(rows.map_fd)
         self._in_storage = self._kind.extra == SOCKET_STORAGE
         if self._in_storage:
             positions = ctypes.c_int(self._bcc.lib.bpf_table_fd(self._bpf.module, b"positions"))
             self._settling = self._iterator(SETTLE_POSITION, positions)
         # The programs are attached since _load(), but what they saw was before the start.
         self._made = self._counters[ROWS_MADE]
-        self._turn()
-        self._sessions(0, False)
+        with _undisturbed():
+            for option in ("cgroupmap", "mntnsmap"):
+                pinned: Optional[PinnedMap] = getattr(options, option)
+                if pinned:
+                    self._bpf[option][ctypes.c_int(0)] = ctypes.c_int(pinned.fd)
+            for parity, rows in enumerate(self._rows):
+                self._bpf["rows"][ctypes.c_int(parity)] = ctypes.c_int(rows.map_fd)
+            self._turn()
+            self._sessions(0, False)
         self._new_missed()
         if self._btf:
             self._note_open_sockets()
