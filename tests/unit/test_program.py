@@ -90,3 +90,29 @@ def test_the_text_includes_nothing_by_a_relative_name():
 def test_without_btf_only_kprobes_are_tried(option, kinds):
     options = tcptop.create_parser().parse_args(["--probe", option])
     assert probes.wanted_kinds(probes.TCPTOP, options, None) == kinds
+
+
+class FakeBtf:
+    """A kernel's types: the members of each structure."""
+
+    def __init__(self, **structs):
+        self.structs = structs
+
+    def struct(self, name):
+        return name if name in self.structs else None
+
+    def offset(self, struct, field):
+        return 0 if field in self.structs[struct] else None
+
+
+@pytest.mark.parametrize(
+    "btf, kinds",
+    [
+        (FakeBtf(), [STORAGE, FENTRY, KPROBE]),  # 5.10
+        (FakeBtf(bpf_local_storage=["owner"]), [STORAGE, FENTRY, KPROBE]),  # 6.12
+        (FakeBtf(bpf_local_storage=["owner", "owner_refcnt"]), [FENTRY, KPROBE]),  # 7.2
+    ],
+)
+def test_storage_that_vanishes_is_not_used(btf, kinds):
+    options = tcptop.create_parser().parse_args([])
+    assert probes.wanted_kinds(probes.TCPTOP, options, btf) == kinds
