@@ -4,7 +4,7 @@ RELEASES = bullseye bookworm trixie sid
 PYTHON = /usr/bin/python3
 VM = $(PYTHON) tests/vm.py
 SOURCES = *.py tests
-GUEST = $(VM) run --release $(RELEASE) --timeout 1500
+GUEST = $(VM) run --release $(RELEASE) --timeout 3000
 
 # Where to install: distributions add a suffix to the commands' names.
 PREFIX = /usr/local
