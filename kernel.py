@@ -144,6 +144,17 @@ class Btf:
         return None
 
 
+def storage_vanishes(btf: Btf) -> bool:
+    """Whether a kernel takes a socket's storage away while an iterator looks at it.
+
+    Since Linux 7.0 bpf_selem_unlink_nofail() (kernel/bpf/bpf_local_storage.c) clears the pointer
+    that __bpf_sk_storage_map_seq_show() (net/core/bpf_sk_storage.c) reads a second time: an oops,
+    with a reader that is killed.
+    """
+    storage = btf.struct("bpf_local_storage")
+    return storage is not None and btf.offset(storage, "owner_refcnt") is not None
+
+
 def field_offsets(btf: Btf) -> dict[str, int]:
     """Bytes from the start of its structure to each of FIELDS, and of OPTIONAL_FIELDS if there.
 

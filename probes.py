@@ -127,17 +127,6 @@ def source(tool: Tool, options: Namespace) -> str:
     return program(tool, options, wanted_kinds(tool, options, btf)[0], btf)
 
 
-def storage_vanishes(btf: Btf) -> bool:
-    """Whether a kernel takes a socket's storage away while an iterator looks at it.
-
-    Since Linux 7.0 bpf_selem_unlink_nofail() (kernel/bpf/bpf_local_storage.c) clears the pointer
-    that __bpf_sk_storage_map_seq_show() (net/core/bpf_sk_storage.c) reads a second time: an oops,
-    with a reader that is killed.
-    """
-    storage = btf.struct("bpf_local_storage")
-    return storage is not None and btf.offset(storage, "owner_refcnt") is not None
-
-
 def wanted_kinds(tool: Tool, options: Namespace, btf: Optional[Btf]) -> list[Kind]:
     """What to try for --probe, the best first; fentry takes its types from BTF."""
     return [
@@ -145,7 +134,7 @@ def wanted_kinds(tool: Tool, options: Namespace, btf: Optional[Btf]) -> list[Kin
         for kind in tool.kinds
         if options.probe in ("auto", kind.probe)
         and (btf or kind.probe != "fentry")
-        and not (btf and kind.extra == SOCKET_STORAGE and storage_vanishes(btf))
+        and not (btf and kind.extra == SOCKET_STORAGE and kernel.storage_vanishes(btf))
     ]
 
 

@@ -184,7 +184,7 @@ RAW_TRACEPOINT_PROBE(inet_sock_set_state)
 }
 
 /*
- * Attached after it, to make up for it: since Linux 6.2 a program is skipped where a segment
+ * Attached after it, to make up for it: since Linux 6.1 a program is skipped where a segment
  * comes in while it runs on that CPU for another socket, but then this one is not. Mostly there
  * is nothing left to do, and nothing here is wrong if it is done twice.
  */
