@@ -97,7 +97,9 @@ def complain(prog: str, text: str) -> None:
 
 
 def tell_notes(options: argparse.Namespace, program: Program) -> None:
-    """What -v wants to know."""
+    """What is less exact here, and what -v wants to know."""
+    for line in program.warnings:
+        complain(options.prog, line)
     if options.verbose:
         for line in "\n".join(program.notes).splitlines():
             complain(options.prog, line)

@@ -22,36 +22,37 @@ FIELDS = {
         "skc_dport",
         "skc_family",
         "skc_state",
-        "skc_v6_daddr",
-        "skc_v6_rcv_saddr",
         "skc_flags",
     ),
-    "sock": ("sk_protocol",),
+    "sock": ("sk_protocol", "sk_type", "sk_user_data", "sk_lock.owned"),
+    "socket": ("sk",),
     "inet_sock": ("inet_sport",),
     "inet_connection_sock": ("icsk_ulp_ops",),
     "tcp_sock": (
         "copied_seq",
         "write_seq",
         "rcv_nxt",
-        "snd_nxt",
         "snd_una",
         "bytes_acked",
         "bytes_received",
         "bytes_sent",
-        "bytes_retrans",
         "urg_data",
         "urg_seq",
     ),
-    "task_struct": ("flags", "group_leader", "comm", "nsproxy", "cgroups"),
+    "task_struct": ("flags", "group_leader", "comm", "nsproxy"),
     "nsproxy": ("mnt_ns",),
-    "mnt_namespace": ("ns",),
-    "ns_common": ("inum",),
-    "css_set": ("dfl_cgrp",),
-    "cgroup": ("level",),
+    "mnt_namespace": ("ns.inum",),
 }
-# Fields that some kernels have. ancestor_ids, up to Linux 6.0, is for --cgroup: a helper
-# tells the same, but not to the tracing programs of 5.10.
-OPTIONAL_FIELDS = {"cgroup": ("ancestor_ids",)}
+# Fields that some kernels have: those with IPv6, and those with cgroups up to Linux 6.0, where
+# --cgroup needs them, since 5.10 has no helper for it in tracing programs.
+OPTIONAL_FIELDS = {
+    "sock_common": ("skc_v6_daddr", "skc_v6_rcv_saddr"),
+    "task_struct": ("cgroups",),
+    "css_set": ("dfl_cgrp",),
+    "cgroup": ("level", "ancestor_ids"),
+}
+# Functions that some kernels have, which tell that others begin to move a socket's bytes.
+HELPER_FUNCTIONS = ("tcp_set_ulp", "sk_psock_init")
 
 # capability(7): what loading and reading tracing programs takes since Linux 5.8, by bit.
 CAPABILITIES = {"CAP_BPF": 39, "CAP_PERFMON": 38}
@@ -94,12 +95,17 @@ class _BtfMember(ctypes.Structure):
     _fields_ = [("name", ctypes.c_uint32), ("type", ctypes.c_uint32), ("offset", ctypes.c_uint32)]
 
 
-BTF_KIND_STRUCT, BTF_KIND_UNION = 4, 5
+BTF_KIND_STRUCT, BTF_KIND_UNION, BTF_KIND_FUNC = 4, 5, 12
 BTF_KIND_MODIFIERS = (8, 9, 10, 11)  # typedef, volatile, const, restrict
 
 
+def valid(pointer: Optional[int]) -> Optional[int]:
+    """An address that libbpf returned; None for NULL and, up to libbpf 0.8, -errno."""
+    return pointer if pointer and pointer < (1 << 64) - 4096 else None
+
+
 class Btf:
-    """The running kernel's types. Raises KernelError where the kernel has no BTF."""
+    """The running kernel's types. Raises KernelError where it has none that can be read."""
 
     def __init__(self) -> None:
         lib = libbpf()
@@ -115,20 +121,35 @@ class Btf:
         if not os.path.exists(BTF):
             raise KernelError(f"this kernel has no BTF ({BTF})")
         self._lib = lib
-        self._btf = lib.btf__parse(BTF.encode(), None)
+        self._btf = valid(lib.btf__parse(BTF.encode(), None))
+        if not self._btf:
+            raise KernelError(f"this libbpf cannot read the kernel's BTF ({BTF})")
 
     def struct(self, name: str) -> Optional[int]:
         """The id of a structure type, None if the kernel has no such type."""
-        type_id = self._lib.btf__find_by_name_kind(self._btf, name.encode(), BTF_KIND_STRUCT)
+        return self._find(name, BTF_KIND_STRUCT)
+
+    def function(self, name: str) -> Optional[int]:
+        """The id of a function that can be traced, None if the kernel has no such function."""
+        return self._find(name, BTF_KIND_FUNC)
+
+    def _find(self, name: str, kind: int) -> Optional[int]:
+        type_id = self._lib.btf__find_by_name_kind(self._btf, name.encode(), kind)
         return type_id if type_id > 0 else None
 
-    def offset(self, type_id: int, field: str) -> Optional[int]:
-        """Where a type keeps a field, in bytes; looks into members that have no name."""
-        address = self._lib.btf__type_by_id(self._btf, type_id)
+    def offset(self, type_id: int, path: str) -> Optional[int]:
+        """Where a type keeps a field, in bytes; looks into members that have no name.
+
+        A path of fields, separated by dots, leads into members that have one.
+        """
+        field, _, rest = path.partition(".")
+        address = valid(self._lib.btf__type_by_id(self._btf, type_id))
+        if not address:
+            return None
         kind = _BtfType.from_address(address)
         number = kind.info >> 24 & 0x1F
         if number in BTF_KIND_MODIFIERS:
-            return self.offset(kind.size, field)
+            return self.offset(kind.size, path)
         if number not in (BTF_KIND_STRUCT, BTF_KIND_UNION):
             return None
         members = (_BtfMember * (kind.info & 0xFFFF)).from_address(
@@ -138,27 +159,25 @@ class Btf:
             # With kind_flag, bits 24 and up are the size of a bit field.
             offset = (member.offset & 0xFFFFFF if kind.info >> 31 else member.offset) // 8
             name = self._lib.btf__name_by_offset(self._btf, member.name).decode()
-            inner = 0 if name == field else None if name else self.offset(member.type, field)
+            inner = None
+            if name == field:
+                inner = self.offset(member.type, rest) if rest else 0
+            elif not name:
+                inner = self.offset(member.type, path)
             if inner is not None:
                 return offset + inner
         return None
 
 
-def storage_vanishes(btf: Btf) -> bool:
-    """Whether a kernel takes a socket's storage away while an iterator looks at it.
-
-    Since Linux 7.0 bpf_selem_unlink_nofail() (kernel/bpf/bpf_local_storage.c) clears the pointer
-    that __bpf_sk_storage_map_seq_show() (net/core/bpf_sk_storage.c) reads a second time: an oops,
-    with a reader that is killed.
-    """
-    storage = btf.struct("bpf_local_storage")
-    return storage is not None and btf.offset(storage, "owner_refcnt") is not None
+def realtime() -> bool:
+    """Whether the kernel is a real-time one (CONFIG_PREEMPT_RT), which says so in its version."""
+    return "PREEMPT_RT" in os.uname().version
 
 
 def field_offsets(btf: Btf) -> dict[str, int]:
     """Bytes from the start of its structure to each of FIELDS, and of OPTIONAL_FIELDS if there.
 
-    Raises KernelError if the kernel has no such field.
+    A field is named by the last part of its path. Raises KernelError if the kernel lacks one.
     """
     offsets = {}
     for struct, field in [
@@ -170,7 +189,7 @@ def field_offsets(btf: Btf) -> dict[str, int]:
         type_id = btf.struct(struct)
         offset = btf.offset(type_id, field) if type_id else None
         if offset is not None:
-            offsets[field] = offset
+            offsets[field.rpartition(".")[2]] = offset
         elif field not in OPTIONAL_FIELDS.get(struct, ()):
             raise KernelError(f"this kernel's struct {struct} has no {field}; please report it")
     return offsets

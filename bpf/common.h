@@ -24,11 +24,16 @@
 #define SOCK_URGINLINE (1 << 2)
 /* include/net/tcp_states.h */
 #define TCP_ESTABLISHED 1
+#define TCP_SYN_SENT 2
+#define TCP_SYN_RECV 3
 #define TCP_CLOSE 7
 #define TCPF_SYN_SENT (1 << 2)
 #define TCPF_LISTEN (1 << 10)
 /* FIN_WAIT1, FIN_WAIT2, TIME_WAIT, LAST_ACK, CLOSING: our FIN is in write_seq. */
 #define TCPF_FIN_QUEUED (1 << 4 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 11)
+
+/* include/linux/sched.h, unchanged since 2.6.27 */
+#define PF_KTHREAD 0x00200000
 
 struct sock;
 
@@ -78,7 +83,11 @@ BPF_ARRAY_OF_MAPS(mntnsmap, "mntnsmap_example", 1);
  * Index of `counters`, which user space has in its memory. Those after the first are tcptop's;
  * user space sets the last two of them, and numbers intervals from 1.
  */
-enum { EVENTS_MISSED, ROWS_MADE, TRACING, INTERVAL, COUNTERS };
+enum { EVENTS_MISSED, ROWS_MADE, SPECIALS_MADE, LOOKS_PROVED, PHASE, INTERVAL, COUNTERS };
+
+/* Of PHASE: whether looks are seen at all, what is open already, and the rest of the time. */
+enum { PROVING, NOTING, COUNTING };
+
 BPF_F_TABLE("array", int, u64, counters, COUNTERS, BPF_F_MMAPABLE);
 
 static __always_inline void count(u32 counter)
@@ -123,7 +132,7 @@ static __always_inline bool task_matches(u32 pid)
 	void *proxy = FETCH(void *, task, OFFSET_nsproxy);
 	void *namespace = FETCH(void *, proxy, OFFSET_mnt_ns);
 
-	if (!has(mntnsmap.lookup(&namespaces), FETCH(u32, namespace, OFFSET_ns + OFFSET_inum)))
+	if (!has(mntnsmap.lookup(&namespaces), FETCH(u32, namespace, OFFSET_inum)))
 		return false;
 #endif
 	return true;
@@ -143,19 +152,42 @@ static __always_inline bool session_matches(void *tp)
 #endif
 }
 
+/* Whether what is known of no process is wanted. */
+static __always_inline bool nobody_matches(void)
+{
+	u32 pid = 0;
+#if defined(CGROUP_ID) || defined(CGROUPMAP_FLAGS) || defined(MNTNSMAP_FLAGS)
+	return false;
+#endif
+	return PID_MATCHES(pid);
+}
+
+/*
+ * What tells a connection from others that had its socket before: the sequence number of its
+ * first byte, or of its SYN if it sent that first. TCP moves snd_una and bytes_acked together
+ * (tcp_snd_una_update(), net/ipv4/tcp_input.c), so the caller has the socket's lock, or a
+ * softirq has its spin lock.
+ */
+static __always_inline u32 connection_of(void *tp)
+{
+	return FIELD(u32, tp, OFFSET_snd_una) - (u32)FIELD(u64, tp, OFFSET_bytes_acked);
+}
+
 /* Whose session a socket is. */
 static __always_inline void name_session(struct identity *identity, void *tp)
 {
 	identity->family = FIELD(u16, tp, OFFSET_skc_family);
 	identity->lport = FIELD(u16, tp, OFFSET_inet_sport);
 	identity->rport = FIELD(u16, tp, OFFSET_skc_dport);
+#ifdef OFFSET_skc_v6_daddr /* the kernel has IPv6 */
 	if (identity->family == AF_INET6) {
 		bpf_probe_read_kernel(identity->laddr, 16, tp + OFFSET_skc_v6_rcv_saddr);
 		bpf_probe_read_kernel(identity->raddr, 16, tp + OFFSET_skc_v6_daddr);
-	} else {
-		bpf_probe_read_kernel(identity->laddr, 4, tp + OFFSET_skc_rcv_saddr);
-		bpf_probe_read_kernel(identity->raddr, 4, tp + OFFSET_skc_daddr);
+		return;
 	}
+#endif
+	bpf_probe_read_kernel(identity->laddr, 4, tp + OFFSET_skc_rcv_saddr);
+	bpf_probe_read_kernel(identity->raddr, 4, tp + OFFSET_skc_daddr);
 }
 
 /* The process that runs, by the name of its first thread: others may have one of their own. */

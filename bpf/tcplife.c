@@ -8,13 +8,11 @@
  * in whatever process that interrupts.
  *
  * Read by Python, which puts common.h in front, and these macros:
- *   SOCK_GRAFT             the kernel has security_sock_graft()
+ *   GRAFT_FENTRY, GRAFT_KPROBE    the kind of program for security_sock_graft(), if any
  *   RING_SIZE              bytes of what user space has not fetched yet
  */
 
 /* include/net/tcp_states.h */
-#define TCP_SYN_SENT 2
-#define TCP_SYN_RECV 3
 #define TCP_FIN_WAIT1 4
 #define TCP_LAST_ACK 9
 
@@ -27,7 +25,9 @@
 /* What is known of a session before its end. */
 struct opened {
 	u64 time; /* monotonic clock, ns */
-	u32 active; /* this side sent the first SYN */
+	u32 connection; /* see connection_of(); 0 until it is established */
+	u8 active; /* this side began it */
+	u8 syn; /* and sent a SYN, which TCP_REPAIR does not */
 	struct identity identity; /* only of the process; no PID unless it is known yet */
 };
 
@@ -48,6 +48,13 @@ BPF_F_TABLE("hash", u64, struct opened, open, MAX_OPEN, 0);
  */
 BPF_RINGBUF_OUTPUT(lives, RING_SIZE / PAGE_SIZE);
 
+/* Multipath TCP opens and closes its sessions in threads of the kernel. */
+static __always_inline bool is_helper(u64 socket)
+{
+	return FIELD(u64, (void *)socket, OFFSET_icsk_ulp_ops) &&
+	       FETCH(u32, bpf_get_current_task(), OFFSET_flags) & PF_KTHREAD;
+}
+
 /*
  * The address of a socket is used again: what it was before is forgotten. Whether there was
  * no room.
@@ -59,7 +66,7 @@ static __always_inline bool begin(u64 socket, bool active)
 
 	if (FIELD(u16, (void *)socket, OFFSET_sk_protocol) != IPPROTO_TCP)
 		return false;
-	if (active) {
+	if (active && !is_helper(socket)) {
 		if (!task_matches(pid)) {
 			open.delete(&socket);
 			return false;
@@ -69,13 +76,25 @@ static __always_inline bool begin(u64 socket, bool active)
 	return open.update(&socket, &opened);
 }
 
+/* The sequence numbers are there, and tell this connection from others. */
+static __always_inline void establish(u64 socket)
+{
+	struct opened *opened = open.lookup(&socket);
+	void *tp = (void *)socket;
+
+	if (!opened)
+		return;
+	opened->connection = connection_of(tp);
+	opened->syn = opened->active && FIELD(u64, tp, OFFSET_bytes_acked);
+}
+
 /* The process that runs is the session's, unless nothing but the idle task runs. */
 static __always_inline void claim(u64 socket)
 {
 	struct opened *opened = open.lookup(&socket);
 	u32 pid = bpf_get_current_pid_tgid() >> 32;
 
-	if (!opened || opened->identity.pid || !pid)
+	if (!opened || opened->identity.pid || !pid || is_helper(socket))
 		return;
 	if (task_matches(pid))
 		name_process(&opened->identity, pid);
@@ -84,12 +103,12 @@ static __always_inline void claim(u64 socket)
 }
 
 /* Payload that the peer has acknowledged: neither a SYN nor a FIN is any. */
-static __always_inline u64 sent(void *tp, bool active, u8 state)
+static __always_inline u64 sent(void *tp, bool syn, u8 state)
 {
 	u64 acked = FIELD(u64, tp, OFFSET_bytes_acked);
 	u32 write_seq = FIELD(u32, tp, OFFSET_write_seq);
 
-	if (active && acked)
+	if (syn && acked)
 		acked--;
 	if (acked && 1 << state & TCPF_FIN_QUEUED && FIELD(u32, tp, OFFSET_snd_una) == write_seq)
 		acked--;
@@ -103,16 +122,6 @@ static __always_inline u64 received(void *tp)
 	return bytes && FIELD(u64, tp, OFFSET_skc_flags) & SOCK_DONE ? bytes - 1 : bytes;
 }
 
-/* Whether a session without a process is wanted. */
-static __always_inline bool nobody_matches(void)
-{
-	u32 pid = 0;
-#ifdef CGROUP_ID
-	return false;
-#endif
-	return PID_MATCHES(pid);
-}
-
 static __always_inline void end(u64 socket, u8 state)
 {
 	void *tp = (void *)socket;
@@ -122,6 +131,11 @@ static __always_inline void end(u64 socket, u8 state)
 
 	if (!opened)
 		return;
+	/* What was seen to begin was another's, and its end was not. */
+	if (opened->connection && opened->connection != connection_of(tp)) {
+		count(EVENTS_MISSED);
+		goto out;
+	}
 	/*
 	 * Nobody had accepted it yet. One that does not even get out of SYN_RECV lost its place to
 	 * another for the same session (inet_ehash_nolisten(), net/ipv4/inet_hashtables.c).
@@ -133,7 +147,7 @@ static __always_inline void end(u64 socket, u8 state)
 		life->began = bpf_htonll(opened->time);
 		life->ended = bpf_htonll(now);
 		life->rx_bytes = bpf_htonll(received(tp));
-		life->tx_bytes = bpf_htonll(sent(tp, opened->active, state));
+		life->tx_bytes = bpf_htonll(sent(tp, opened->syn, state));
 		life->identity = opened->identity;
 		name_session(&life->identity, tp);
 		lives.ringbuf_submit(life, BPF_RB_NO_WAKEUP);
@@ -164,6 +178,8 @@ static __always_inline bool changes(u64 socket, u8 from, u8 to)
 		claim(socket);
 	else if (to == TCP_CLOSE && session_matches((void *)socket))
 		end(socket, from);
+	if (to == TCP_ESTABLISHED)
+		establish(socket);
 	if (to == TCP_ESTABLISHED || to == TCP_CLOSE)
 		if (!session_matches((void *)socket))
 			open.delete(&socket);
@@ -212,8 +228,14 @@ int kprobe__tcp_set_state(struct pt_regs *ctx)
 }
 #endif
 
-#ifdef SOCK_GRAFT
 /* accept(2) gives the socket to its process (sock_graft(), include/net/sock.h). */
+#if defined(GRAFT_FENTRY)
+KFUNC_PROBE(security_sock_graft, struct sock *sk)
+{
+	claim((u64)sk);
+	return 0;
+}
+#elif defined(GRAFT_KPROBE)
 int kprobe__security_sock_graft(struct pt_regs *ctx)
 {
 	claim(PT_REGS_PARM1(ctx));

@@ -5,8 +5,15 @@ struct user_pt_regs {
 	unsigned long regs[31];
 	unsigned long sp, pc, pstate;
 };
+/* arch/arm64/include/asm/ptrace.h: bcc uses either name, by its version. */
 struct pt_regs {
-	struct user_pt_regs user_regs;
+	union {
+		struct user_pt_regs user_regs;
+		struct {
+			unsigned long regs[31];
+			unsigned long sp, pc, pstate;
+		};
+	};
 };
 #else
 /* x86_64: arch/x86/include/asm/ptrace.h */
