@@ -63,21 +63,24 @@ class Kind(NamedTuple):
 
 
 class Tool(NamedTuple):
-    """A C program of bpf/ and the kinds to try, the best first."""
+    """The files in bpf/ of a C program and the kinds to try, the best first."""
 
-    name: str
+    files: tuple[str, ...]
     kinds: tuple[Kind, ...]
 
 
 SOCKET_STORAGE = "SOCKET_STORAGE"
 # Programs of kind fentry need Linux 5.5 (on arm64 6.4), and socket storage in them 5.11.
-TCPTOP = Tool("tcptop", (Kind("fentry", SOCKET_STORAGE), Kind("fentry"), Kind("kprobe")))
+TCPTOP = Tool(
+    ("common.h", "tcptop.h", "counting.h", "tcptop.c"),
+    (Kind("fentry", SOCKET_STORAGE), Kind("fentry"), Kind("kprobe")),
+)
 # Where accept(2) is seen: a kprobe needs perf_event_open(2), which Debian keeps from those who
 # have no more than CAP_BPF and CAP_PERFMON.
 GRAFT_FENTRY, GRAFT_KPROBE = "GRAFT_FENTRY", "GRAFT_KPROBE"
 # The tracepoint is there since Linux 4.16; security_sock_graft() with CONFIG_SECURITY_NETWORK.
 TCPLIFE = Tool(
-    "tcplife",
+    ("common.h", "tcplife.c"),
     (
         Kind("tracepoint", GRAFT_FENTRY),
         Kind("tracepoint", GRAFT_KPROBE),
@@ -142,7 +145,7 @@ def program(tool: Tool, options: Namespace, kind: Kind, btf: Optional[Btf]) -> s
     allocates = kind.probe == "fentry" or (btf and btf.struct("bpf_mem_alloc"))
     flags = BPF_F_NO_PREALLOC if allocates else 0
     text = headers + macros(options, kind, offsets, flags)
-    for name in ("common.h", f"{tool.name}.c"):
+    for name in tool.files:
         with open(os.path.join(BPF_DIRECTORY, name), encoding="ascii") as file:
             text += file.read()
     return text

@@ -1,0 +1,549 @@
+// SPDX-License-Identifier: Apache-2.0
+/* How tcptop's programs look at a socket; the programs themselves are in tcptop.c. */
+
+/* include/net/tcp.h: recv(MSG_OOB) has taken the urgent byte. */
+#define TCP_URG_READ 0x0400
+/* include/linux/net.h */
+#define SOCK_STREAM 1
+
+/*
+ * TCP(sk): a pointer whose fields can be read, NULL if fentry knows that sk is no TCP
+ * socket. is_tcp() is for sockets that are not known yet: bpf_skc_to_tcp_sock() takes raw
+ * sockets of protocol 6 for TCP, and kprobes do not know at all.
+ */
+#ifdef PROBE_FENTRY
+#define TCP(sk) ((void *)bpf_skc_to_tcp_sock(sk))
+#else
+#define TCP(sk) ((void *)(sk))
+#endif
+
+static __always_inline bool is_tcp(void *tp)
+{
+	return FIELD(u16, tp, OFFSET_sk_protocol) == IPPROTO_TCP &&
+	       FIELD(u16, tp, OFFSET_sk_type) == SOCK_STREAM;
+}
+
+static __always_inline struct position *position_of(void *tp)
+{
+#ifdef SOCKET_STORAGE
+	return positions.sk_storage_get(tp, 0, 0);
+#else
+	u64 socket = (u64)tp;
+
+	return positions.lookup(&socket);
+#endif
+}
+
+/* Keep a position, unless there is one already. NULL if there is no room. */
+static __always_inline struct position *remember(void *tp, struct position *position)
+{
+	struct position *kept;
+#ifdef SOCKET_STORAGE
+	kept = positions.sk_storage_get(tp, position, BPF_SK_STORAGE_GET_F_CREATE);
+#else
+	u64 socket = (u64)tp;
+
+	positions.insert(&socket, position);
+	kept = positions.lookup(&socket);
+#endif
+	if (!kept)
+		count(EVENTS_MISSED);
+	return kept;
+}
+
+static __always_inline void forget(void *tp)
+{
+#ifdef SOCKET_STORAGE
+	positions.sk_storage_delete(tp);
+#else
+	u64 socket = (u64)tp;
+
+	positions.delete(&socket);
+#endif
+}
+
+/* What even the shortest look has to read. */
+struct glance {
+	u32 copied_seq;
+	u32 rcv_nxt;
+	u32 connection;
+};
+
+/*
+ * The connection is not asked for where positions are in socket storage: that goes with its
+ * socket, and that a process connects or disconnects the socket is never missed, as it happens
+ * in no softirq. But an address may still be known when another socket has it.
+ */
+#ifdef SOCKET_STORAGE
+#define GLANCE_CONNECTION(tp) 0
+#define IS_SAME_CONNECTION(glance, position) true
+#else
+#define GLANCE_CONNECTION(tp) connection_of(tp)
+#define IS_SAME_CONNECTION(glance, position) ((glance).connection == (position)->connection)
+#endif
+
+/* Up to Linux 6.7 these fields are neighbours, and one read of all costs as one of each. */
+#define AT(field) ((long)(OFFSET_##field) - (long)(OFFSET_rcv_nxt))
+#define BLOCK 64
+#define IN_BLOCK(field) (AT(field) >= 0 && AT(field) <= BLOCK - 8)
+
+static __always_inline struct glance glance_at(void *tp)
+{
+	struct glance glance = {};
+
+#ifndef PROBE_FENTRY
+	if (IN_BLOCK(copied_seq) && IN_BLOCK(snd_una) && IN_BLOCK(bytes_acked)) {
+		enum {
+			SIZE = AT(snd_una) + 4 > AT(bytes_acked) + 8 ? AT(snd_una) + 4
+								     : AT(bytes_acked) + 8
+		};
+		u64 block[BLOCK / 8];
+		void *start = block;
+
+		if (bpf_probe_read_kernel(block, SIZE, tp + OFFSET_rcv_nxt))
+			return glance;
+		glance.rcv_nxt = *(u32 *)start;
+		glance.copied_seq = *(u32 *)(start + AT(copied_seq));
+		glance.connection =
+		    *(u32 *)(start + AT(snd_una)) - (u32) * (u64 *)(start + AT(bytes_acked));
+		return glance;
+	}
+#endif
+	glance.copied_seq = FIELD(u32, tp, OFFSET_copied_seq);
+	glance.rcv_nxt = FIELD(u32, tp, OFFSET_rcv_nxt);
+	glance.connection = GLANCE_CONNECTION(tp);
+	return glance;
+}
+
+/* The sequence number of the first byte ever received. */
+static __always_inline u32 first_received(void *tp)
+{
+	return FIELD(u32, tp, OFFSET_rcv_nxt) - (u32)FIELD(u64, tp, OFFSET_bytes_received);
+}
+
+/* What was moved before is not counted. */
+static __always_inline void stand(struct position *position, void *tp)
+{
+	position->write_seq = FIELD(u32, tp, OFFSET_write_seq);
+	position->copied_seq = FIELD(u32, tp, OFFSET_copied_seq);
+	position->urgent_mark = FIELD(u32, tp, OFFSET_urg_seq);
+}
+
+/* Everything that this connection ever moves is counted. */
+static __always_inline void start(struct position *position, void *tp)
+{
+	position->connection = connection_of(tp);
+	position->write_seq = position->connection + position->active;
+	position->copied_seq = first_received(tp);
+	position->stage = KNOWN;
+}
+
+/* One of the counters that user space sets. */
+static __always_inline u64 setting(u32 counter)
+{
+	int index = counter;
+	u64 *value = counters.lookup(&index);
+
+	return value ? *value : 0;
+}
+
+/* The number of the running interval. */
+static __always_inline u64 running(void)
+{
+	return setting(INTERVAL);
+}
+
+static __always_inline void *rows_of(u32 interval)
+{
+	int parity = interval & 1;
+
+	return rows.lookup(&parity);
+}
+
+/* The row of the current process' use of a session, made unless there is one; NULL for no room. */
+static __always_inline struct session *make_row(void *tp, struct session_key *key, u32 interval)
+{
+	struct session row = {};
+	void *rows = rows_of(interval);
+	struct session *made;
+
+	if (!rows)
+		return 0;
+	made = bpf_map_lookup_elem(rows, key);
+	if (made)
+		return made;
+	name_session(&row.identity, tp);
+	name_process(&row.identity, key->pid);
+	if (!bpf_map_update_elem(rows, key, &row, BPF_NOEXIST))
+		count(ROWS_MADE);
+	made = bpf_map_lookup_elem(rows, key);
+	if (!made)
+		count(EVENTS_MISSED);
+	return made;
+}
+
+/*
+ * Put what the shares of a position hold into their rows. User space may still be at the last
+ * interval.
+ */
+static __always_inline void settle(struct position *position)
+{
+#ifdef HAVE_BTF
+	u32 last = running() - 1;
+
+	for (int parity = 0; parity < 2; parity++) {
+		struct share *share = &position->shares[parity];
+		struct session_key key = share->key; /* what a map is asked for is on the stack */
+		struct session *row;
+		void *rows = rows_of(parity);
+
+		if (!rows || share->interval < last)
+			continue;
+		row = bpf_map_lookup_elem(rows, &key);
+		if (row) { /* else user space has taken it, after it had read the share */
+			row->rx_bytes += share->rx_bytes;
+			row->tx_bytes += share->tx_bytes;
+			row->position = 0;
+		}
+		share->quick_pid = 0;
+		share->interval = 0;
+	}
+#endif
+}
+
+/* Nothing is to be counted without a closer look. */
+static __always_inline void look_closer(struct position *position)
+{
+	position->shares[0].quick_pid = 0;
+	position->shares[1].quick_pid = 0;
+}
+
+/* Whether this side's FIN may be in write_seq already. */
+static __always_inline bool fin_queued(u8 state)
+{
+	return 1 << state & TCPF_FIN_QUEUED;
+}
+
+/* TCP's counters, all read at about the same time. */
+struct tcp_counters {
+	u32 copied_seq;
+	u32 write_seq;
+	u32 rcv_nxt;
+	u32 snd_una;
+	u64 bytes_received;
+	u64 bytes_acked;
+	u64 flags;
+	u8 state;
+};
+
+#define READ_COUNTERS(READ, tp)                                                                    \
+	{                                                                                          \
+	    .copied_seq = READ(u32, tp, OFFSET_copied_seq),                                        \
+	    .write_seq = READ(u32, tp, OFFSET_write_seq),                                          \
+	    .rcv_nxt = READ(u32, tp, OFFSET_rcv_nxt),                                              \
+	    .snd_una = READ(u32, tp, OFFSET_snd_una),                                              \
+	    .bytes_received = READ(u64, tp, OFFSET_bytes_received),                                \
+	    .bytes_acked = READ(u64, tp, OFFSET_bytes_acked),                                      \
+	    .flags = READ(u64, tp, OFFSET_skc_flags),                                              \
+	    .state = READ(u8, tp, OFFSET_skc_state),                                               \
+	}
+
+/* The peer's FIN is the last in rcv_nxt, and was read. */
+static __always_inline bool fin_read(u64 flags, u32 copied_seq, u32 rcv_nxt)
+{
+	return flags & SOCK_DONE && copied_seq == rcv_nxt;
+}
+
+/*
+ * The bytes that were taken and sent since a connection began. The counters may have moved
+ * while they were read: the low half of each total is exact as of some moment, and the high
+ * half is the nearest to what TCP's 64-bit counters say.
+ */
+static __always_inline u64 taken(struct tcp_counters *at, u32 first)
+{
+	u64 about = at->bytes_received - (u32)(at->rcv_nxt - at->copied_seq);
+	u32 low = at->copied_seq - first - fin_read(at->flags, at->copied_seq, at->rcv_nxt);
+
+	return about + (s32)(low - (u32)about);
+}
+
+static __always_inline u64 sent(struct tcp_counters *at, u32 first)
+{
+	u64 about = at->bytes_acked + (u32)(at->write_seq - at->snd_una);
+	u32 low = at->write_seq - first - fin_queued(at->state);
+
+	return about + (s32)(low - (u32)about);
+}
+
+/* Whether others than its owner may move a socket's bytes. */
+static __always_inline bool is_special(void *tp)
+{
+	return FIELD(u64, tp, OFFSET_icsk_ulp_ops) || FIELD(u64, tp, OFFSET_sk_user_data);
+}
+
+/*
+ * From now on a connection is counted by its totals, of which all up to now has been counted;
+ * the caller has its lock.
+ */
+static __always_inline void make_special(void *tp, struct position *position)
+{
+	struct session_key key = {.socket = (u64)tp, .connection = position->connection};
+	struct tcp_counters now = READ_COUNTERS(FIELD, tp);
+	struct special special = {
+	    .rx_first = first_received(tp),
+	    .tx_first = position->connection + position->active,
+	    .wanted = nobody_matches(),
+	};
+
+	special.rx_bytes = taken(&now, special.rx_first);
+	special.tx_bytes = sent(&now, special.tx_first);
+	name_session(&special.who, tp);
+	special.who.comm[0] = '-';
+	if (specials.update(&key, &special))
+		return; /* no room, so it goes on as others do */
+	count(SPECIALS_MADE);
+	position->special = 1;
+	look_closer(position);
+}
+
+/*
+ * Who uses a socket with helpers. These are threads of the kernel, and so are some users (nbd,
+ * NFS): one that works while no process comes is taken for a user.
+ */
+static __always_inline void note_user(struct special *special, u32 pid, u32 interval)
+{
+	bool kernel = FETCH(u32, bpf_get_current_task(), OFFSET_flags) & PF_KTHREAD;
+
+	if (kernel && special->noted && !special->by_kernel && interval - special->noted < 2)
+		return;
+	special->noted = interval;
+	special->by_kernel = kernel;
+	special->wanted = task_matches(pid);
+	name_process(&special->who, pid);
+}
+
+static __always_inline struct special *special_of(void *tp, struct position *position)
+{
+	struct session_key key = {.socket = (u64)tp, .connection = position->connection};
+
+	return specials.lookup(&key);
+}
+
+/* Keep the totals of a special connection as of now, before its counters may be reset. */
+static __always_inline void sum_up(void *tp, struct position *position, bool send_closed, bool over)
+{
+	struct special *special = special_of(tp, position);
+	struct tcp_counters now = READ_COUNTERS(FIELD, tp);
+
+	if (!special)
+		return;
+	if (connection_of(tp) == position->connection) {
+		special->rx_total = taken(&now, special->rx_first);
+		if (!special->send_closed)
+			special->tx_total = sent(&now, special->tx_first);
+	}
+	special->send_closed |= send_closed;
+	special->over = over;
+}
+
+/*
+ * The urgent byte has a sequence number in the stream, but recv() jumps over it
+ * unless SO_OOBINLINE is set, and recv(MSG_OOB) takes it without moving
+ * copied_seq (tcp_recv_urg() and tcp_recvmsg_locked(), net/ipv4/tcp.c).
+ * Returns what is to be added to the movement of copied_seq.
+ */
+static __always_inline int urgent_bytes(void *tp, struct position *position, u32 mark,
+					u32 copied_seq)
+{
+	int bytes = 0;
+
+	if (FIELD(u64, tp, OFFSET_skc_flags) & SOCK_URGINLINE)
+		return 0;
+	if (!position->urgent_taken && FIELD(u16, tp, OFFSET_urg_data) & TCP_URG_READ) {
+		position->urgent_taken = 1;
+		bytes++;
+	}
+	if (mark - position->copied_seq < copied_seq - position->copied_seq) {
+		position->urgent = 0;
+		position->urgent_taken = 0;
+		bytes--;
+	}
+	return bytes;
+}
+
+/* Bytes that were moved since the last look. */
+struct movement {
+	u32 rx;
+	u32 tx;
+};
+
+static __always_inline struct movement movement_of(void *tp, struct position *position)
+{
+	u8 state = FIELD(u8, tp, OFFSET_skc_state);
+	u32 write_seq = FIELD(u32, tp, OFFSET_write_seq);
+	u32 copied_seq = FIELD(u32, tp, OFFSET_copied_seq);
+	u32 mark = FIELD(u32, tp, OFFSET_urg_seq);
+	struct movement moved = {
+	    .rx = copied_seq - position->copied_seq,
+	    .tx = position->send_closed ? 0 : write_seq - position->write_seq,
+	};
+
+	if (mark != position->urgent_mark) { /* should it have been missed */
+		position->urgent_mark = mark;
+		position->urgent = 1;
+	}
+	if (position->urgent)
+		moved.rx += urgent_bytes(tp, position, mark, copied_seq);
+	position->write_seq = write_seq;
+	position->copied_seq = copied_seq;
+	/* A FIN is the last to move either counter, by one, and is no byte. */
+	if (moved.tx && fin_queued(state))
+		moved.tx--;
+	if (moved.rx && state != TCP_ESTABLISHED &&
+	    fin_read(FIELD(u64, tp, OFFSET_skc_flags), copied_seq, FIELD(u32, tp, OFFSET_rcv_nxt)))
+		moved.rx--;
+	return moved;
+}
+
+/*
+ * A connection of which no beginning was seen: it is counted from where it stands. That is
+ * its beginning, mostly: connect() and accept() are looked at, too.
+ */
+static __always_inline void meet(void *tp)
+{
+	u8 state = FIELD(u8, tp, OFFSET_skc_state);
+	struct position position = {.stage = NOTED};
+	u64 phase = setting(PHASE);
+
+	if (phase == PROVING)
+		count(LOOKS_PROVED);
+	if (!is_tcp(tp) || 1 << state & (TCPF_SYN_SENT | TCPF_LISTEN))
+		return;
+	if (!FIELD(u16, tp, OFFSET_skc_dport)) /* it has no peer */
+		return;
+	if (FIELD(u64, tp, OFFSET_skc_flags) & SOCK_DEAD) /* counted to its end, and forgotten */
+		return;
+	if (!session_matches(tp))
+		return;
+	stand(&position, tp);
+	if (phase == COUNTING &&
+	    (FIELD(u64, tp, OFFSET_bytes_sent) || position.copied_seq != first_received(tp)))
+		count(EVENTS_MISSED);
+	remember(tp, &position);
+}
+
+/*
+ * Whether a position is that of the present connection of its socket, of which more is known
+ * after the call; the caller has the socket's lock.
+ */
+static __always_inline bool is_current(void *tp, struct position *position)
+{
+	u32 connection = connection_of(tp);
+
+	if (position->stage == BEGUN) {
+		start(position, tp);
+	} else if (position->stage == NOTED) {
+		position->connection = connection;
+		position->stage = KNOWN;
+	}
+	return position->connection == connection;
+}
+
+/* A closer look at a socket in use, whose lock the current task has. */
+static __always_inline void look(void *tp, struct position *position, u32 pid, u64 interval,
+				 struct share *share)
+{
+	bool wanted = task_matches(pid);
+	struct movement moved;
+	struct session *row;
+	struct session_key key = {.socket = (u64)tp, .pid = pid};
+
+	if (!position->special) {
+		moved = movement_of(tp, position);
+		if (is_special(tp))
+			make_special(tp, position);
+	}
+	if (position->special) {
+		struct special *special = special_of(tp, position);
+
+		if (special)
+			note_user(special, pid, interval);
+		return;
+	}
+	key.connection = position->connection;
+	if (!wanted || !(moved.tx | moved.rx))
+		return;
+	row = make_row(tp, &key, interval);
+	if (!row)
+		return;
+#ifdef HAVE_BTF
+	if (share->interval != interval) {
+		share->interval = interval;
+		share->key = key;
+		share->rx_bytes = 0;
+		share->tx_bytes = 0;
+		row->position = (u64)position;
+	}
+	if (share->key.pid == pid) {
+		share->quick_pid = position->urgent || position->send_closed ? 0 : pid;
+		share->rx_bytes += moved.rx;
+		share->tx_bytes += moved.tx;
+		return;
+	}
+#endif
+	row->rx_bytes += moved.rx;
+	row->tx_bytes += moved.tx;
+}
+
+/*
+ * The look of who closes a socket or shuts it down, and of who destroys it, both of which are
+ * seen whatever else was missed. `owner` tells that the current task has the socket's lock, and
+ * not a softirq that interrupts this task: then nobody knows whose the bytes are.
+ */
+static __always_inline void look_last(void *tp, struct position *position, bool owner)
+{
+	u32 pid = bpf_get_current_pid_tgid() >> 32;
+	struct session_key key = {.socket = (u64)tp, .pid = pid};
+	struct movement moved;
+	struct session *row;
+
+	if (!is_current(tp, position))
+		return;
+	moved = movement_of(tp, position);
+	if (!(moved.tx | moved.rx))
+		return;
+	if (!owner) {
+		count(EVENTS_MISSED);
+		return;
+	}
+	if (!task_matches(pid))
+		return;
+	key.connection = position->connection;
+	row = make_row(tp, &key, running());
+	if (row) {
+		row->rx_bytes += moved.rx;
+		row->tx_bytes += moved.tx;
+	}
+}
+
+/* A connection has its sequence numbers: the handshake is over. */
+static __always_inline void establish(void *tp, struct position *position)
+{
+	struct position fresh = {.stage = BEGUN};
+
+	if (!session_matches(tp)) {
+		if (position)
+			forget(tp);
+		return;
+	}
+	if (!position)
+		position = remember(tp, &fresh);
+	if (!position || position->stage != BEGUN)
+		return;
+	/* TCP_REPAIR makes connections without a SYN. */
+	if (position->active && !FIELD(u64, tp, OFFSET_bytes_acked))
+		position->active = 0;
+	start(position, tp);
+	if (is_special(tp))
+		make_special(tp, position);
+}

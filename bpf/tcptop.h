@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+/* What tcptop keeps in the kernel, and what crosses over to Python. */
+
+/* One process' use of one connection, of which a socket may have several in its life. */
+struct session_key {
+	u64 socket;
+	u32 connection;
+	u32 pid;
+};
+
+/* A row of the table: what one process moved over one session in one interval. */
+struct session {
+	u64 rx_bytes;
+	u64 tx_bytes;
+	struct identity identity;
+	u64 position; /* address of the position whose share has these numbers; 0 if they are here
+		       */
+};
+
+/* A row on its way to user space. */
+struct record {
+	u64 rx_bytes;
+	u64 tx_bytes;
+	struct identity identity;
+	u32 over; /* there will be no more of this key */
+	struct session_key key;
+};
+
+/* What the first process to use a socket in an interval has moved in it. */
+struct share {
+	u64 rx_bytes;
+	u64 tx_bytes;
+	u32 interval;
+	u32 quick_pid; /* key.pid, unless something calls for a closer look */
+	struct session_key key;
+};
+
+/* How much of a position is known. */
+enum {
+	KNOWN,
+	BEGUN, /* connect() has begun: nothing yet, there are no sequence numbers */
+	NOTED, /* read without the socket's lock: its connection is yet to be asked for */
+};
+
+/* What is kept of a connection. */
+struct position {
+	struct share shares[2]; /* of the latest even and odd interval it was used in */
+	/* Where TCP's counters stood at the last look. */
+	u32 write_seq;
+	u32 copied_seq;
+	u32 connection;
+	u32 urgent_mark; /* urg_seq */
+	u8 stage;
+	u8 active; /* a SYN of this side comes before the first byte */
+	u8 send_closed; /* what still moves write_seq is a FIN */
+	u8 special; /* counted through `specials` */
+	u8 urgent; /* urgent data has come since the urgent mark was last passed */
+	u8 urgent_taken; /* and its byte was read with MSG_OOB */
+};
+
+/*
+ * Sockets of which bytes are also moved by others than their owners, who pass no
+ * release_sock(): those with a helper protocol (kernel TLS, Multipath TCP) or other users in
+ * the kernel (a sockmap). Only their totals are read, by the one task that drains, so there
+ * is nobody to race with. The key has no pid.
+ */
+struct special {
+	u64 rx_bytes; /* reported so far */
+	u64 tx_bytes;
+	u64 rx_total; /* as of the last change of state */
+	u64 tx_total;
+	u32 rx_first; /* sequence numbers of the first bytes */
+	u32 tx_first;
+	u32 noted; /* the interval in which a process used it last */
+	u8 wanted;
+	u8 by_kernel; /* `who` is a thread of the kernel */
+	u8 send_closed; /* tx_total is final */
+	u8 over; /* and so is rx_total */
+	struct identity who;
+};
+
+/*
+ * The rows of even and of odd intervals. A row is made when a process first uses a session
+ * in an interval. What that process moves is then summed up in the socket's share, which
+ * takes no second lookup, and joined to the row in the end: by settle(), or by emit_row().
+ * Only what other processes do with the same socket goes to their rows directly.
+ *
+ * Nothing is lost between two intervals: user space sets the number of the next, waits
+ * until every program that may have seen the old number has ended, and only then reads
+ * the rows and shares of the old, in which nobody writes any more.
+ */
+BPF_F_TABLE("hash", struct session_key, struct session, rows_even, MAX_SESSIONS, MAP_FLAGS);
+BPF_F_TABLE("hash", struct session_key, struct session, rows_odd, MAX_SESSIONS, MAP_FLAGS);
+BPF_ARRAY_OF_MAPS(rows, "rows_even", 2);
+BPF_F_TABLE("hash", struct session_key, struct special, specials, MAX_SPECIALS, MAP_FLAGS);
+
+#ifdef SOCKET_STORAGE
+BPF_SK_STORAGE(positions, struct position);
+#else
+BPF_F_TABLE("hash", u64, struct position, positions, MAX_SOCKETS, MAP_FLAGS);
+#endif
