@@ -121,7 +121,10 @@ class Btf:
         if not os.path.exists(BTF):
             raise KernelError(f"this kernel has no BTF ({BTF})")
         self._lib = lib
+        lib.libbpf_set_print.restype, lib.libbpf_set_print.argtypes = pointer, (pointer,)
+        printer = lib.libbpf_set_print(None)  # it would complain on stderr
         self._btf = valid(lib.btf__parse(BTF.encode(), None))
+        lib.libbpf_set_print(printer)
         if not self._btf:
             raise KernelError(f"this libbpf cannot read the kernel's BTF ({BTF})")
 
@@ -167,6 +170,19 @@ class Btf:
             if inner is not None:
                 return offset + inner
         return None
+
+
+def ftrace_is_off() -> bool:
+    """Whether sysctl kernel.ftrace_enabled keeps probes at functions from running.
+
+    To attach and detach some meanwhile leaves ftrace broken, at least on Linux 6.1
+    (ftrace_shutdown(), kernel/trace/ftrace.c), so this is for asking before.
+    """
+    try:
+        with open("/proc/sys/kernel/ftrace_enabled", encoding="ascii") as file:
+            return file.read().strip() == "0"
+    except OSError:
+        return False  # the kernel has no such switch
 
 
 def realtime() -> bool:

@@ -78,15 +78,13 @@ TCPTOP = Tool(
 # Where accept(2) is seen: a kprobe needs perf_event_open(2), which Debian keeps from those who
 # have no more than CAP_BPF and CAP_PERFMON.
 GRAFT_FENTRY, GRAFT_KPROBE = "GRAFT_FENTRY", "GRAFT_KPROBE"
-# The tracepoint is there since Linux 4.16; security_sock_graft() with CONFIG_SECURITY_NETWORK.
+# security_sock_graft() is there with CONFIG_SECURITY_NETWORK.
 TCPLIFE = Tool(
     ("common.h", "tcplife.c"),
     (
         Kind("tracepoint", GRAFT_FENTRY),
         Kind("tracepoint", GRAFT_KPROBE),
         Kind("tracepoint"),
-        Kind("kprobe", GRAFT_KPROBE),
-        Kind("kprobe"),
     ),
 )
 
@@ -167,7 +165,13 @@ def wanted_kinds(tool: Tool, options: Namespace, btf: Optional[Btf]) -> list[Kin
         # Storage is made where a connection begins, with preemption off, and comes from
         # kmalloc(), which may sleep in a real-time kernel.
         and not (kind.extra == SOCKET_STORAGE and kernel.realtime())
+        and not (at_functions(kind) and kernel.ftrace_is_off())
     ]
+
+
+def at_functions(kind: Kind) -> bool:
+    """Whether a kind has probes at functions of the kernel, and not at tracepoints alone."""
+    return kind.probe != "tracepoint" or bool(kind.extra)
 
 
 @contextmanager
@@ -237,6 +241,12 @@ class Program:
     def _attach(self) -> None:
         """Load and attach what bcc does not; OSError if the kernel refuses, or does nothing."""
 
+    def _prove(self) -> None:
+        """Raises OSError if the probes that are attached see nothing of a connection."""
+        use_a_connection()
+        if not self._counters[LOOKS_PROVED]:
+            raise OSError(errno.ENODATA, SEES_NOTHING)
+
     def _new_missed(self) -> int:
         """How many events were missed since the last call."""
         before, self._missed = self._missed, self._counters[EVENTS_MISSED]
@@ -283,6 +293,10 @@ class Program:
 
     def _load(self, tool: Tool, options: Namespace) -> None:
         wanted = wanted_kinds(tool, options, self._btf)
+        if not wanted and kernel.ftrace_is_off():
+            raise KernelError(
+                "this kernel does not run probes: sysctl kernel.ftrace_enabled is 0; set it to 1"
+            )
         reason = "the cheapest that works here" if options.probe == "auto" else "as asked"
         complaint = ""
         for self._kind in wanted:
@@ -324,7 +338,10 @@ class Program:
                 " sandbox may be the cause: run it on the host itself, or in a virtual machine"
             )
         if SEES_NOTHING in complaint:
-            raise KernelError(f"this kernel attaches our probes but does not run them: {off()}")
+            raise KernelError(
+                "this kernel attaches our probes but does not run them; are they disabled in"
+                " /sys/kernel/debug/kprobes/enabled?"
+            )
         every = options.probe == "auto"
         raise KernelError(
             f"this kernel does not take {'any of our' if every else options.probe} probes;"
@@ -334,18 +351,6 @@ class Program:
 
 # What a kind of probe is refused for that can be attached and never runs.
 SEES_NOTHING = "attached, but it sees nothing"
-
-
-def off() -> str:
-    """Which switch keeps the kernel from running probes, as far as can be told."""
-    for path, switch in (
-        ("/proc/sys/kernel/ftrace_enabled", "kernel.ftrace_enabled is 0, see sysctl(8)"),
-        ("/sys/kernel/debug/kprobes/enabled", "kprobes are disabled in /sys/kernel/debug/kprobes"),
-    ):
-        with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
-            if file.read().strip() == "0":
-                return switch
-    return "a switch of its own may be off"
 
 
 class Traffic(Program):
@@ -380,9 +385,7 @@ class Traffic(Program):
         if self._kind.probe == "fentry":
             for name in ("inet_sock_set_state", "tcp_destroy_sock"):
                 self._open_tracepoint(None, self._tracing(name, name, BPF_TRACE_RAW_TP))
-        use_a_connection()
-        if not self._counters[LOOKS_PROVED]:
-            raise OSError(errno.ENODATA, SEES_NOTHING)
+        self._prove()
 
     def _iterator(self, function: int, map_fd: Optional[int] = None) -> int:
         """A link to an iterator program, for a map or for what has no map."""
@@ -513,9 +516,12 @@ def use_a_connection() -> None:
             server.bind(("127.0.0.1", 0))
             server.listen(1)
             client.connect(server.getsockname())
+            # Closed by a reset, it is gone at once and leaves nothing in TIME_WAIT.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             with server.accept()[0] as accepted:
                 client.send(b"x")
                 accepted.recv(1)
+                client.close()
 
 
 def joined(sessions: list[Session], special: list[Session]) -> list[Session]:
@@ -551,12 +557,14 @@ class Lives(Program):
         writer = mmap.mmap(ring, page + 2 * RING_SIZE, prot=mmap.PROT_READ, offset=page)
         self._read, self._written = memoryview(reader).cast("Q"), memoryview(writer).cast("Q")
         self._data = memoryview(writer)[page:]
+        self._read[0] = self._written[0]  # the connection of the proof
 
     def _attach(self) -> None:
-        if self._kind.probe == "tracepoint":
-            # bcc attaches one program to a raw tracepoint and no more.
-            second = self._bpf.load_func(b"make_up", self._bcc.BPF.RAW_TRACEPOINT)
-            self._open_tracepoint(b"inet_sock_set_state", second.fd)
+        # bcc attaches one program to a raw tracepoint and no more.
+        second = self._bpf.load_func(b"make_up", self._bcc.BPF.RAW_TRACEPOINT)
+        self._open_tracepoint(b"inet_sock_set_state", second.fd)
+        if self._kind.extra:
+            self._prove()
 
     def fetch(self) -> tuple[list[tuple], int]:
         """The members of struct life for each session that ended since the last call, in order,

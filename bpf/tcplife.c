@@ -43,7 +43,7 @@ struct life {
 /* Not with MAP_FLAGS: a burst of segments must not wait for memory. */
 BPF_F_TABLE("hash", u64, struct opened, open, MAX_OPEN, 0);
 /*
- * User space reads its memory and makes no system call on a map: the kprobes here would be
+ * User space reads its memory and makes no system call on a map: the kprobe here would be
  * skipped on that CPU meanwhile (bpf_disable_instrumentation(), include/linux/bpf.h).
  */
 BPF_RINGBUF_OUTPUT(lives, RING_SIZE / PAGE_SIZE);
@@ -149,6 +149,8 @@ static __always_inline void end(u64 socket, u8 state)
 		life->rx_bytes = bpf_htonll(received(tp));
 		life->tx_bytes = bpf_htonll(sent(tp, opened->syn, state));
 		life->identity = opened->identity;
+		if (!opened->identity.pid)
+			life->identity.comm[0] = '-';
 		name_session(&life->identity, tp);
 		lives.ringbuf_submit(life, BPF_RB_NO_WAKEUP);
 	} else {
@@ -162,18 +164,11 @@ out:
 static __always_inline bool changes(u64 socket, u8 from, u8 to)
 {
 	bool missed = false;
-#ifdef PROBE_KPROBE
-	struct opened *opened = open.lookup(&socket);
-#endif
 
 	if (to == TCP_SYN_SENT)
 		missed = begin(socket, true);
 	else if (to == TCP_SYN_RECV && from != TCP_SYN_SENT)
 		missed = begin(socket, false);
-#ifdef PROBE_KPROBE /* tcp_set_state() is not called for SYN_RECV, but by who sent a SYN, too */
-	else if (to == TCP_ESTABLISHED && from == TCP_SYN_RECV && !(opened && opened->active))
-		missed = begin(socket, false);
-#endif
 	else if (to == TCP_FIN_WAIT1 || to == TCP_LAST_ACK)
 		claim(socket);
 	else if (to == TCP_CLOSE && session_matches((void *)socket))
@@ -186,7 +181,6 @@ static __always_inline bool changes(u64 socket, u8 from, u8 to)
 	return missed;
 }
 
-#ifdef PROBE_TRACEPOINT
 /*
  * (sk, oldstate, newstate) since Linux 4.16, include/trace/events/sock.h. Unlike the programs
  * of other probes, those of raw tracepoints are not skipped while the CPU is at another
@@ -208,36 +202,32 @@ int make_up(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 socket = ctx->args[0];
 	u8 to = ctx->args[2];
-	bool known;
+	struct opened *opened = open.lookup(&socket);
+	bool left; /* it has not ended, not been established, or not begun */
 
-	if (to != TCP_CLOSE && to != TCP_SYN_RECV && to != TCP_SYN_SENT)
-		return 0;
-	known = open.lookup(&socket);
-	if (known == (to == TCP_CLOSE)) /* it has not ended, or not begun */
+	if (to == TCP_CLOSE)
+		left = opened;
+	else if (to == TCP_ESTABLISHED)
+		left = opened && !opened->connection;
+	else
+		left = !opened && (to == TCP_SYN_RECV || to == TCP_SYN_SENT);
+	if (left)
 		changes(socket, ctx->args[1], to);
 	return 0;
 }
-#else
-int kprobe__tcp_set_state(struct pt_regs *ctx)
-{
-	void *tp = (void *)PT_REGS_PARM1(ctx);
-
-	if (changes((u64)tp, FIELD(u8, tp, OFFSET_skc_state), PT_REGS_PARM2(ctx)))
-		count(EVENTS_MISSED);
-	return 0;
-}
-#endif
 
 /* accept(2) gives the socket to its process (sock_graft(), include/net/sock.h). */
 #if defined(GRAFT_FENTRY)
 KFUNC_PROBE(security_sock_graft, struct sock *sk)
 {
+	count(LOOKS_PROVED);
 	claim((u64)sk);
 	return 0;
 }
 #elif defined(GRAFT_KPROBE)
 int kprobe__security_sock_graft(struct pt_regs *ctx)
 {
+	count(LOOKS_PROVED);
 	claim(PT_REGS_PARM1(ctx));
 	return 0;
 }
