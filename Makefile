@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 RELEASE = bookworm
-RELEASES = bullseye bookworm trixie sid
+ARCH = amd64
+RELEASES = bullseye bookworm trixie sid trixie-rt bookworm/arm64 trixie/arm64
 PYTHON = /usr/bin/python3
 VM = $(PYTHON) tests/vm.py
 SOURCES = *.py tests
-GUEST = $(VM) run --release $(RELEASE) --timeout 3000
+RUN = $(VM) run --release $(RELEASE) --arch $(ARCH)
+GUEST = $(RUN) --timeout 3000
 
 # Where to install: distributions add a suffix to the commands' names.
 PREFIX = /usr/local
@@ -49,7 +51,7 @@ compare: $(PYTHON)
 
 # A great many short sessions; it takes one or two hours.
 soak: $(PYTHON)
-	$(VM) run --release $(RELEASE) --timeout 7200 -- $(PYTHON) tests/soak.py $(ARGS)
+	$(RUN) --timeout 7200 -- $(PYTHON) tests/soak.py $(ARGS)
 
 # What the documents show, anew from real runs.
 examples: $(PYTHON)
@@ -65,6 +67,7 @@ bench: $(PYTHON)
 	$(GUEST) --icount -- $(PYTHON) tests/bench.py $(ARGS)
 
 # The package, built here, on the kernel, Python and bcc of each release, without headers.
+# After the release comes the kernel, if it is not the usual one, and the architecture.
 matrix: deb
 	$(PYTHON) tests/matrix.py $(RELEASES)
 

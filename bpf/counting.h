@@ -191,13 +191,14 @@ static __always_inline void settle(struct position *position)
 #ifdef HAVE_BTF
 	u32 last = running() - 1;
 
+#pragma clang loop unroll(disable)
 	for (int parity = 0; parity < 2; parity++) {
 		struct share *share = &position->shares[parity];
 		struct session_key key = share->key; /* what a map is asked for is on the stack */
 		struct session *row;
 		void *rows = rows_of(parity);
 
-		if (!rows || share->interval < last)
+		if (!rows || !share->interval || share->interval < last)
 			continue;
 		row = bpf_map_lookup_elem(rows, &key);
 		if (row) { /* else user space has taken it, after it had read the share */

@@ -14,9 +14,11 @@ COMMAND = [sys.executable, "tests/vm.py", "run", "--no-headers", "--timeout", "3
 def main() -> int:
     """Run all; the exit status is 0 only if all passed. What they printed is in dist/."""
     failed = 0
-    print("| release | Linux | Python | bcc | tests | |\n|---|---|---|---|---|---|", flush=True)
-    for release in sys.argv[1:]:
-        command = [*COMMAND, "--release", release, "--", "sh tests/guest/installed.sh"]
+    print("| guest | Linux | Python | bcc | tests | |\n|---|---|---|---|---|---|", flush=True)
+    for guest in sys.argv[1:]:
+        release, _, arch = guest.partition("/")
+        command = [*COMMAND, "--release", release, "--arch", arch or "amd64"]
+        command += ["--", "sh tests/guest/installed.sh"]
         run = subprocess.run(
             command,
             cwd=ROOT,
@@ -25,11 +27,11 @@ def main() -> int:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-        (ROOT / "dist" / f"{release}.log").write_text(run.stdout, encoding="utf-8")
+        (ROOT / "dist" / f"{guest.replace('/', '-')}.log").write_text(run.stdout, encoding="utf-8")
         found = dict(re.findall(r"^matrix: (\w+) (\S+)$", run.stdout, re.M))
         tests = ", ".join(re.findall(r"^(\d+ (?:passed|failed).*) in \d", run.stdout, re.M))
         versions = " | ".join(found.get(what, "?") for what in ("Linux", "Python", "bcc"))
-        print(f"| {release} | {versions} | {tests} | {run.returncode or 'passed'} |", flush=True)
+        print(f"| {guest} | {versions} | {tests} | {run.returncode or 'passed'} |", flush=True)
         failed += run.returncode != 0
     return min(failed, 1)
 

@@ -20,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Optional, TextIO, Union
+from typing import IO, Any, NamedTuple, Optional, TextIO, Union
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tcptop"
@@ -39,11 +39,40 @@ HOST_PACKAGES = [
 DEMO_PACKAGES = ["curl", "iperf3", "python3-bpfcc"]
 GUEST_PACKAGES = [
     "bpfcc-tools", "bpftool", "ca-certificates", "curl", "iperf3", "iproute2", "jq", "kmod",
-    "libbpf-tools", "libcap2-bin", "linux-headers-amd64", "linux-image-amd64", "lsb-release",
+    "libbpf-tools", "libcap2-bin", "linux-headers-{kernel}", "linux-image-{kernel}", "lsb-release",
     "man-db", "procps", "psmisc", "python3-bpfcc", "python3-hypothesis", "python3-pytest",
     "sqlite3", "strace", "udev",
 ]  # fmt: skip
 NOT_IN = {"bullseye": {"libbpf-tools"}}
+# The names of Debian's kernels, by what follows the release as in trixie-rt. Others are like rt's.
+KERNELS = {"": "{arch}", "16k": "{arch}-16k"}
+
+
+class Architecture(NamedTuple):
+    """What a guest of one architecture takes."""
+
+    virtme: str  # its name for virtme-ng
+    binfmt: str = ""  # what makes this machine run its programs, where it cannot by itself
+    host: tuple[str, ...] = ()  # packages on this machine, besides HOST_PACKAGES
+    guest: tuple[str, ...] = ()  # packages in the guest, besides GUEST_PACKAGES
+    qemu: tuple[str, ...] = ()  # options
+    kernel: tuple[str, ...] = ()  # parameters
+
+
+ARCHITECTURES = {
+    "amd64": Architecture("x86_64"),
+    "arm64": Architecture(
+        "arm64",
+        binfmt="qemu-aarch64",
+        host=("arch-test", "binfmt-support", "qemu-system-arm", "qemu-user-static"),
+        # The initramfs is made of it, and this machine's would not run there.
+        guest=("busybox-static",),
+        # Of those with pages of 16 KiB the one that takes the least to emulate.
+        qemu=("-cpu", "cortex-a76"),
+        # System calls that change page tables take ten times as long in emulation.
+        kernel=("kpti=off",),
+    ),
+}
 
 # What the command finds in the guest. /run/vm is the host's temporary directory of this run.
 PROLOGUE = """\
@@ -124,9 +153,10 @@ def call(command: Sequence[Union[str, Path]], limit: Optional[float] = None, **o
                 process.wait(KILL_DELAY)
 
 
-def must(*command: Union[str, Path]) -> None:
+def must(*command: Union[str, Path], **environment: str) -> None:
     """Run a command that has to succeed; exits with one line if it does not."""
-    status = call(command, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", **environment}
+    status = call(command, env=environment)
     if status:
         sys.exit(f"vm.py: {command[0]} failed with status {status}; its messages are above")
 
@@ -154,10 +184,10 @@ def install(packages: list[str]) -> None:
         must("apt-get", "-q", "install", "-y", "--no-install-recommends", *missing)
 
 
-def setup() -> Path:
+def setup(*packages: str) -> Path:
     """Install what this machine needs; the directory of the tools in requirements.txt."""
     with locked(CACHE):
-        install(HOST_PACKAGES)
+        install([*HOST_PACKAGES, *packages])
         text = REQUIREMENTS.read_text(encoding="ascii")
         venv = CACHE / f"venv-{digest((sys.version_info[:2], text))}"
         # A venv cannot be moved to its place when it is done, so a file tells that it is.
@@ -185,18 +215,23 @@ def fetch_options() -> list[str]:
     return [f"--aptopt={option}" for option in wanted]
 
 
-def build(release: str) -> Path:
+def build(release: str, arch: str) -> Path:
     """The root directory of a Debian release, built unless it is there."""
-    setup()
-    packages = [name for name in GUEST_PACKAGES if name not in NOT_IN.get(release, ())]
+    machine = ARCHITECTURES[arch]
+    setup(*machine.host)
+    codename, _, flavour = release.partition("-")
+    kernel = KERNELS.get(flavour, f"{flavour}-{{arch}}").format(arch=arch)
+    packages = [name for name in GUEST_PACKAGES if name not in NOT_IN.get(codename, ())]
+    packages += machine.guest
     recipe = [
         "mmdebstrap",
         "--variant=minbase",
-        "--include=" + ",".join(packages),
+        "--include=" + ",".join(packages).format(kernel=kernel),
         '--customize-hook=mkdir "$1/src" "$1/out"',
     ]
     guests = CACHE / "guests"
-    root = guests / f"{release}-{digest(recipe)}"
+    name = f"{release}-{arch}" if machine.binfmt else release
+    root = guests / f"{name}-{digest(recipe)}"
     if root.exists():
         return root
     with locked(guests):
@@ -205,8 +240,12 @@ def build(release: str) -> Path:
             unfinished = guests / f"{root.name}.tmp"
             for leftover in guests.glob("*.tmp"):
                 remove(leftover)
-            must(*recipe, *fetch_options(), release, unfinished, mirror())
-            for old in guests.glob(f"{release}-{'?' * HASH_LENGTH}"):
+            if machine.binfmt:
+                must("update-binfmts", "--enable", machine.binfmt)
+            # virtme-ng makes an initramfs itself, and Debian's takes many minutes in emulation.
+            options = [f"--architectures={arch}", *fetch_options()]
+            must(*recipe, *options, codename, unfinished, mirror(), INITRD="No")
+            for old in guests.glob(f"{name}-{'?' * HASH_LENGTH}"):
                 # A guest that runs holds a lock on its root.
                 with (
                     contextlib.suppress(BlockingIOError),
@@ -223,7 +262,7 @@ def run(options: argparse.Namespace, command: str) -> int:
     TIMED_OUT and GUEST_DIED are the statuses of a command that did not end; then the end of
     the kernel's console is shown. The options are those of the command line.
     """
-    root = build(options.release)
+    root, machine = build(options.release, options.arch), ARCHITECTURES[options.arch]
     with contextlib.ExitStack() as stack:
         stack.enter_context(locked(root, fcntl.LOCK_SH))
         shared = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tcptop-vm-")))
@@ -235,7 +274,8 @@ def run(options: argparse.Namespace, command: str) -> int:
         (shared / "script").write_text(script, encoding="utf-8")
 
         vm: list[Union[str, Path]] = [setup() / "virtme-run", "--script-sh", "sh /run/vm/script"]
-        vm += ["--root", root, "--kimg", next(root.glob("boot/vmlinuz-*")), "--mods", "auto"]
+        vm += ["--arch", machine.virtme, "--root", root]
+        vm += ["--kimg", next(root.glob("boot/vmlinuz-*")), "--mods", "auto"]
         # 9p, because virtme-ng waits seconds for a virtiofsd that cannot start in a container.
         vm += ["--force-9p", "--memory", options.memory]
         # QEMU does not boot a second one when it counts instructions.
@@ -246,11 +286,11 @@ def run(options: argparse.Namespace, command: str) -> int:
         vm += ["--rodir", f"/src={CHECKOUT}", "--rwdir", f"/run/vm={shared}"]
         if options.rw:
             vm += ["--rwdir", f"/out={options.rw.resolve(strict=True)}"]
-        for parameter in ("loglevel=7", *options.append):
+        for parameter in ("loglevel=7", *machine.kernel, *options.append):
             vm += ["--kopt", parameter]
         # virtme-ng would throw the console away. This option takes all that follows it.
         vm += ["--qemu-opts", "-set", f"chardev.console.path={console}"]
-        vm += ["-icount", "shift=0,sleep=off"] if options.icount else []
+        vm += [*machine.qemu, *(["-icount", "shift=0,sleep=off"] if options.icount else [])]
 
         # QEMU opens and truncates stdout once for each of the guest's ports, so in a file
         # they would overwrite each other.
@@ -294,9 +334,14 @@ def create_parser() -> argparse.ArgumentParser:
     one.add_argument("command", nargs="+", metavar="-- TOOL ARGUMENT", help="e.g. -- ruff check .")
     one = commands.add_parser("demo", help="run tcptop with some traffic to look at")
     one.add_argument("command", nargs="*", metavar="-- ARGUMENT", help="of tcptop")
-    one = commands.add_parser("build", help="build a guest")
-    one.add_argument("release", help="bullseye, bookworm, trixie, sid")
-    one = commands.add_parser("run", help="run a command in a guest")
+    arch = argparse.ArgumentParser(add_help=False)
+    arch.add_argument(
+        "--arch", choices=ARCHITECTURES, default="amd64", help="(default: %(default)s)"
+    )
+    one = commands.add_parser("build", help="build a guest", parents=[arch])
+    one.add_argument("release", help="bullseye, bookworm, trixie or sid, or with a kernel, as in "
+        "trixie-rt or trixie-16k")  # fmt: skip
+    one = commands.add_parser("run", help="run a command in a guest", parents=[arch])
     add = one.add_argument
     add("--release", default="bookworm", help="(default: %(default)s)")
     add("--cpus", type=int, default=2, help="(default: %(default)s)")
@@ -324,7 +369,7 @@ def main() -> int:
         elif options.action == "install":
             install(options.packages)
         elif options.action == "build":
-            print(build(options.release))
+            print(build(options.release, options.arch))
         elif options.action == "tool":
             tool = setup() / options.command[0]
             os.execv(tool, [str(tool), *options.command[1:]])

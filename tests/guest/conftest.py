@@ -9,11 +9,16 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 from reference import Reference
-from tracing import settle, start
+from tracing import HAS_FENTRY, settle, start
 from workload import Ledger
 
 if not os.environ.get("TCPTOP_NO_SKIP"):
     raise pytest.UsageError("these tests load tracing programs: run them with `make guest`")
+
+
+def pytest_terminal_summary(terminalreporter):
+    if not HAS_FENTRY:
+        terminalreporter.line("kernel: no fentry, so all of this was with kprobes alone")
 
 
 @pytest.fixture(scope="session")

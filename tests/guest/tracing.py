@@ -16,7 +16,9 @@ LIFE = os.environ.get("TCPLIFE", f"{sys.executable} {ROOT / 'tcplife.py'}").spli
 # Seconds in which anything that is to happen must have happened, under emulation.
 PATIENCE = 180
 
-KINDS = ("fentry", "kprobe")
+# fentry needs direct calls of ftrace, which arm64 has from Linux 6.4 on.
+HAS_FENTRY = " register_ftrace_direct\n" in pathlib.Path("/proc/kallsyms").read_text()
+KINDS = ("fentry", "kprobe") if HAS_FENTRY else ("kprobe",)
 
 
 def tcptop(*arguments, **options):

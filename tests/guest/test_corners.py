@@ -1,0 +1,643 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rare traffic and rare circumstances, each of which was counted wrongly once."""
+
+import collections
+import contextlib
+import ctypes
+import fcntl
+import mmap
+import os
+import pathlib
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+
+import bpfsys
+import pytest
+from test_life import Watch, records_of
+from tracing import COMMAND, KINDS, LIFE, PATIENCE, settle, start, tcptop
+from workload import Ledger, close, connect, listener, move, pair, receive, send
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+BTF = "/sys/kernel/btf/vmlinux"
+TCP, MPTCP = socket.IPPROTO_TCP, 262
+
+
+@contextlib.contextmanager
+def sysctl(name, value):
+    """Another value for a while."""
+    path = pathlib.Path("/proc/sys", name.replace(".", "/"))
+    if not path.exists():
+        pytest.skip(f"kernel: no {name}")
+    before = path.read_text()
+    try:
+        path.write_text(str(value))
+        yield
+    finally:
+        path.write_text(before)
+
+
+def kernel_has(function):
+    return f" {function}\n" in pathlib.Path("/proc/kallsyms").read_text()
+
+
+def run(*command):
+    """Run to the end; a CompletedProcess with text."""
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=PATIENCE)
+
+
+def where(mounts, *command):
+    """A command in a mount namespace of its own, after a shell's command has changed that."""
+    return ["unshare", "--mount", "sh", "-c", f'{mounts}\nexec "$@"', "sh", *command]
+
+
+# First what no other tcptop may watch: the kernel does not keep all of them from running.
+
+
+@pytest.mark.parametrize("kind", ("auto", *KINDS))
+def test_probes_that_the_kernel_does_not_run(kind):
+    with sysctl("kernel.ftrace_enabled", 0):
+        result = tcptop("--probe", kind, "0.5", "1")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert re.fullmatch(r"tcptop: .*ftrace_enabled.*\n", result.stderr)
+
+
+CAPABILITIES = "-all,+cap_39,+cap_38,+sys_resource"  # see test_command.py
+NOBODY = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--inh-caps",
+          CAPABILITIES, "--ambient-caps", CAPABILITIES, "--bounding-set", CAPABILITIES]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "setting, value, prefix",
+    (("kernel.perf_event_paranoid", 3, NOBODY), ("kernel.ftrace_enabled", 0, [])),
+)
+def test_who_accepts_is_named_or_said_to_be_unknown(setting, value, prefix):
+    """This process accepts, another closes."""
+    with sysctl(setting, value), listener() as server:
+        life = subprocess.Popen(
+            [*prefix, *LIFE, "-v", "--json", "-L", str(server.getsockname()[1])],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        said = ""
+        while "tcplife: probes: " not in said:
+            said += life.stderr.readline()
+            assert life.poll() is None, said
+        client, accepted = connect(server)
+        client.close()
+        child = os.fork()
+        if not child:
+            time.sleep(1)
+            os._exit(0)
+        accepted.close()
+        os.waitpid(child, 0)
+        time.sleep(1)
+        life.send_signal(signal.SIGINT)
+        (record,) = records_of(life.communicate(timeout=PATIENCE)[0])
+    assert record["pid"] == os.getpid() or "who accepts" in said
+
+
+def test_without_tracefs():
+    mounts = "umount --lazy --all --types tracefs; umount --lazy --all --types debugfs"
+    check = "! grep -E ' (tracefs|debugfs) ' /proc/self/mounts || exit 3"
+    command = where(f"{mounts}\n{check}", *COMMAND)
+    result = run(*command, "-S", "--probe", "kprobe", "0.2", "2")
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("content", ("nothing", "noise", "a half"))
+@pytest.mark.parametrize("command", ([*COMMAND, "0.2", "1"], LIFE), ids=("tcptop", "tcplife"))
+def test_btf_that_is_none(tmp_path, command, content):
+    real = pathlib.Path(BTF).read_bytes()
+    garbage = {"nothing": b"", "noise": b"noise" * 999, "a half": real[: len(real) // 2]}
+    (tmp_path / "btf").write_bytes(garbage[content])
+    mounts = f"mount --bind {tmp_path}/btf {BTF} && mount -t tmpfs none /usr/src || exit 3"
+    result = run(*where(mounts, *command))
+    assert (result.returncode, result.stdout) == (1, "")
+    assert re.fullmatch(r"tcp(top|life): .* BTF .*\n", result.stderr)
+
+
+# What is there before tcptop starts.
+
+
+@contextlib.contextmanager
+def late(*arguments):
+    """Tracers that start now and end well."""
+    tracers = start(*arguments, "0.3")
+    try:
+        yield tracers
+    finally:
+        statuses = {kind: tracer.stop() for kind, tracer in tracers.items()}
+    assert statuses == dict.fromkeys(KINDS, 0)
+
+
+def by_ports(rows):
+    """What all processes together moved over each session."""
+    sums = collections.defaultdict(lambda: [0, 0])
+    for (_, *ports), moved in rows.items():
+        sums[tuple(ports)] = [a + b for a, b in zip(sums[tuple(ports)], moved)]
+    return dict(sums)
+
+
+def assert_sums(tracers, ledger, when=""):
+    """Each tracer has reported what the ledger says, be it for this process or for others."""
+    truth = by_ports(ledger.moved())
+    settle(*tracers.values())
+    for kind, tracer in tracers.items():
+        found = by_ports(tracer.rows())
+        ours = {ports: found[ports] for ports in by_ports(ledger) if ports in found}
+        assert (when, kind, ours, tracer.missed) == (when, kind, truth, 0)
+
+
+def above(tracer, ledger):
+    """What a tracer has told of these sessions that is more than what was moved."""
+    truth = by_ports(ledger)
+    return {
+        ports: {"ours": moved, "truth": truth[ports]}
+        for ports, moved in by_ports(tracer.rows()).items()
+        if ports in truth and any(ours > real for ours, real in zip(moved, truth[ports]))
+    }
+
+
+def forget(tracers):
+    settle(*tracers.values())
+    for tracer in tracers.values():
+        tracer.forget()
+        tracer.missed = 0
+
+
+class Absent:
+    """Two pages of memory that are not there until they are served (userfaultfd(2))."""
+
+    def __init__(self):
+        number = {"x86_64": 323}.get(os.uname().machine, 282)
+        self._fd = LIBC.syscall(number, os.O_CLOEXEC)
+        assert self._fd >= 0
+        self.pages = mmap.mmap(-1, 2 * mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self.pages))
+        fcntl.ioctl(self._fd, 0xC018AA3F, struct.pack("=QQQ", 0xAA, 0, 0))  # UFFDIO_API
+        area = (self._address, 2 * mmap.PAGESIZE, 1, 0)
+        fcntl.ioctl(self._fd, 0xC020AA00, struct.pack("=QQQQ", *area))  # UFFDIO_REGISTER, missing
+
+    def serve(self, page):
+        """Have zeros there, which ends the waiting for them (UFFDIO_ZEROPAGE)."""
+        area = (self._address + page * mmap.PAGESIZE, mmap.PAGESIZE, 0, 0)
+        with contextlib.suppress(FileExistsError):
+            fcntl.ioctl(self._fd, 0xC020AA04, struct.pack("=QQQQ", *area))
+
+
+def test_a_socket_that_is_locked_for_ever():
+    """A process sleeps in send() until somebody serves its memory: nobody waits for it."""
+    ledger, memory = Ledger(), Absent()
+    client, server = pair()
+    move(Ledger(), client, server, 30011)
+
+    def send_page(page):
+        area = memoryview(memory.pages)[page * mmap.PAGESIZE :][: mmap.PAGESIZE]
+        ledger.sent(client, client.send(area))
+
+    def asleep(page):
+        sender = threading.Thread(target=send_page, args=(page,))
+        sender.start()
+        stack = pathlib.Path(f"/proc/self/task/{sender.native_id}/stack")
+        while "handle_userfault" not in stack.read_text():
+            time.sleep(0.01)
+        return sender
+
+    sender = asleep(0)
+    rescue = threading.Timer(PATIENCE / 2, memory.serve, (0,))
+    rescue.start()
+    try:
+        tracers = start("0.3")
+        waited = not rescue.is_alive()
+    finally:
+        memory.serve(0)
+        rescue.cancel()
+        sender.join()
+    receive(ledger, server, mmap.PAGESIZE)
+    settle(*tracers.values())
+    sender = asleep(1)
+    try:
+        statuses = {kind: tracer.stop() for kind, tracer in tracers.items()}
+    finally:
+        memory.serve(1)
+        sender.join()
+    assert (waited, statuses) == (False, dict.fromkeys(KINDS, 0))
+    if kernel_has("bpf_sock_from_file"):
+        ledger.entry(client)[1] -= mmap.PAGESIZE  # the second page came after the end
+        for kind, tracer in tracers.items():
+            rows = tracer.rows()
+            assert (kind, {key: rows.get(key) for key in ledger}) == (kind, ledger.moved())
+    close(client, server)
+
+
+def test_sockets_of_a_namespace_that_no_process_is_in(ledger):
+    if not kernel_has("bpf_sock_from_file"):
+        pytest.skip("kernel: no bpf_sock_from_file()")
+    made = []
+
+    def elsewhere():
+        assert not LIBC.unshare(0x40000000)  # CLONE_NEWNET, of this thread
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        made.extend(pair())
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    client, server = made
+    move(Ledger(), client, server, 30011)
+    with late() as tracers:
+        move(ledger, client, server, 1009)
+        assert_sums(tracers, ledger)
+        close(client, server)
+        assert_sums(tracers, ledger, "after close")
+
+
+def test_sockets_that_were_in_close_before(ledger):
+    """One whose peer has reset it, with something left to read, and two that are shut down."""
+    victim, peer = pair()
+    both = pair()
+    for client, server in ((victim, peer), both):
+        move(Ledger(), client, server, 300007)
+        move(Ledger(), server, client, 100003)
+    peer.send(b"x" * 1009)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    ends = [(each.getsockname()[1], each.getpeername()[1]) for each in (victim, peer, *both)]
+    peer.close()
+    for each in both:
+        each.shutdown(socket.SHUT_WR)
+    time.sleep(0.2)
+    with late() as tracers:
+        assert len(victim.recv(2000)) == 1009
+        close(victim, *both)
+        settle(*tracers.values())
+        for kind, tracer in tracers.items():
+            rows = {key: moved for key, moved in tracer.rows().items() if key[1:] in ends}
+            assert (kind, rows) == (kind, {(os.getpid(), *ends[0]): [1009, 0]})
+            assert tracer.missed == 0
+
+
+def test_the_first_interval(ledger):
+    """Sessions that are opened and closed in it, before any other row is made."""
+    with late() as tracers, listener() as server:
+        for turn in range(10):
+            client, accepted = connect(server)
+            move(ledger, client, accepted, 1009)
+            move(ledger, accepted, client, 13)
+            close(*((client, accepted) if turn % 2 else (accepted, client)))
+        assert_sums(tracers, ledger)
+
+
+def test_more_sockets_before_than_there_is_room_for(ledger):
+    """What was not noted then is never counted from its beginning."""
+    pairs = [pair() for _ in range(100)]
+    for client, server in pairs:
+        move(Ledger(), client, server, 30011)
+    with late("--max-sessions", "4") as tracers:
+        for size in (11, 1009):
+            for client, server in pairs:
+                move(ledger, client, server, size)
+            settle(*tracers.values())
+        for both in pairs:
+            close(*both)
+        settle(*tracers.values())
+    for kind, tracer in tracers.items():
+        assert (kind, above(tracer, ledger)) == (kind, {})
+        assert tracer.missed
+
+
+# Traffic, to the byte.
+
+
+def test_raw_sockets_are_no_sessions(tracers):
+    """Sockets of protocol 6 that are not TCP's."""
+    raw = (socket.AF_INET, socket.SOCK_RAW, TCP)
+    forget(tracers)
+    socks = [socket.socket(*raw) for _ in range(200)]
+    for number, sock in enumerate(socks):
+        sock.setblocking(False)
+        sock.connect(("127.0.0.1", 4000 + number))
+    for turn in range(4):
+        for sock in socks[turn % 2 :: 1 + turn // 2]:
+            sock.send(struct.pack("=HHIIHHI", 9, 9, 9, 9, 0x50, 9, 0) * 3)  # no valid checksum
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096 << turn)
+            with contextlib.suppress(BlockingIOError):
+                sock.recv(4096)
+    close(*socks[::2])
+    for sock in socks[1::2]:
+        sock.send(bytes(60))
+    close(*socks)
+    settle(*tracers.values())
+    for kind, tracer in tracers.items():
+        ours = {key: moved for key, moved in tracer.rows().items() if key[0] == os.getpid()}
+        assert (kind, ours, tracer.missed) == (kind, {}, 0)
+
+
+def fast_open(ledger):
+    """Data in the SYN, with and without a cookie, an answer, and a server that takes it."""
+
+    def session(server, size, answer=0, later=False):
+        client = socket.socket()
+        if later:
+            client.setsockopt(TCP, 30, 1)  # TCP_FASTOPEN_CONNECT
+            client.connect(server.getsockname())
+            count = client.send(b"x" * size)
+        else:
+            count = client.sendto(b"x" * size, socket.MSG_FASTOPEN, server.getsockname())
+        accepted, _ = server.accept()
+        ledger.sent(client, count)
+        receive(ledger, accepted, count)
+        move(ledger, accepted, client, answer)
+        close(client, accepted)
+
+    with sysctl("net.ipv4.tcp_fastopen", 3), listener() as willing, listener() as plain:
+        willing.setsockopt(TCP, socket.TCP_FASTOPEN, 100)
+        for size, answer in ((100, 50), (777, 50), (1001, 0), (5003, 70), (40009, 9)):
+            session(willing, size, answer)
+        session(willing, 333, later=True)
+        session(plain, 1013, 11)
+        # The key is another one now, and so the cookie is refused.
+        with sysctl("net.ipv4.tcp_fastopen_key", "11111111-22222222-33333333-44444444"):
+            session(willing, 1201)
+        # Nobody looks between the SYN and close().
+        client = socket.socket()
+        count = client.sendto(b"x" * 611, socket.MSG_FASTOPEN, willing.getsockname())
+        ports = client.getsockname()[1], willing.getsockname()[1]
+        client.close()
+        accepted, _ = willing.accept()
+        ledger[(os.getpid(), *ports)][1] += count
+        receive(ledger, accepted, count)
+        accepted.close()
+
+
+def connected_to_itself(ledger):
+    """Both sides open at once."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.connect(sock.getsockname())
+        move(ledger, sock, sock, 4001)
+
+
+def first_send_dropped(ledger):
+    """A client that does not wait for connect(), and this host drops the first it sends."""
+    with listener() as server:
+        client = socket.socket()
+        client.setblocking(False)
+        assert client.connect_ex(server.getsockname())
+        accepted, _ = server.accept()
+    port = client.getsockname()[1]
+    tc = "tc qdisc {0} dev lo clsact"
+    drop = f"tc filter add dev lo egress protocol ip u32 match ip sport {port} 0xffff action drop"
+    try:
+        result = run("sh", "-c", f"{tc.format('add')} && {drop}")
+        if result.returncode:
+            pytest.skip(f"kernel: {result.stderr.strip()}")
+        ledger.sent(client, client.send(b"x" * 10007))
+        time.sleep(0.05)
+    finally:
+        run(*tc.format("del").split())
+    receive(ledger, accepted, 10007)
+    close(client, accepted)
+
+
+def repaired(ledger):
+    """TCP_REPAIR: another socket takes a session over, as where processes are moved."""
+    repair, queue, sequence, window = 19, 20, 21, 29
+    old, server = pair()
+    move(ledger, old, server, 10007)
+    move(ledger, server, old, 5003)
+    ends = old.getsockname(), old.getpeername()
+    old.setsockopt(TCP, repair, 1)
+    state = {}
+    for which in (1, 2):  # to send, and received
+        old.setsockopt(TCP, queue, which)
+        state[which] = old.getsockopt(TCP, sequence)
+    windows = old.getsockopt(TCP, window, 20)
+    old.close()
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    client.setsockopt(TCP, repair, 1)
+    for which, number in state.items():
+        client.setsockopt(TCP, queue, which)
+        client.setsockopt(TCP, sequence, number)
+    client.bind(ends[0])
+    client.connect(ends[1])
+    client.setsockopt(TCP, window, windows)
+    client.setsockopt(TCP, repair, 0)
+    move(ledger, client, server, 2003)
+    move(ledger, server, client, 1009)
+    close(client, server)
+
+
+def aborted(ledger):
+    """By ss -K, with bytes in the queues."""
+    client, server = pair()
+    send(ledger, client, 9001)
+    receive(ledger, server, 2003)
+    port = client.getsockname()[1]
+    killed = run("ss", "-KHnt", f"sport = {port}").stdout
+    if not killed:
+        pytest.skip("kernel: no CONFIG_INET_DIAG_DESTROY")
+    close(client, server)
+
+
+def urgent_before_accept(ledger):
+    """The urgent byte is never read."""
+    with listener() as server:
+        client = socket.create_connection(server.getsockname())
+        for count, flags in ((1009, 0), (1, socket.MSG_OOB), (503, 0)):
+            send(ledger, client, count, flags)
+        time.sleep(0.3)
+        accepted, _ = server.accept()
+    receive(ledger, accepted, 1512)
+    close(client, accepted)
+
+
+def urgent_at_the_old_mark(ledger):
+    """The reader stands at one urgent byte when the next comes; none of them is read."""
+    client, server = pair()
+    for count in (1009, 501):
+        send(ledger, client, count)
+        send(ledger, client, 1, socket.MSG_OOB)
+        time.sleep(0.2)
+        receive(ledger, server, count)
+    send(ledger, client, 7)
+    receive(ledger, server, 7)
+    close(client, server)
+
+
+TOLD = (fast_open, connected_to_itself, first_send_dropped, repaired)
+CORNERS = (*TOLD, aborted, urgent_before_accept, urgent_at_the_old_mark)
+
+
+@pytest.mark.parametrize("traffic", CORNERS, ids=lambda traffic: traffic.__name__)
+def test_in_a_corner(tracers, ledger, exact, traffic):
+    forget(tracers)
+    with exact(ledger):
+        traffic(ledger)
+
+
+def test_lives_in_corners(ledger):
+    watch = Watch("--json")
+    for traffic in TOLD:
+        traffic(ledger)
+    found = collections.defaultdict(lambda: [0, 0])
+    for record in records_of(watch.end()):
+        moved = found[record["pid"], record["lport"], record["rport"]]
+        moved[0] += record["rx_bytes"]
+        moved[1] += record["tx_bytes"]
+    assert {key: found.get(key) for key in ledger} == ledger
+
+
+def test_a_socket_that_is_passed_on(tracers, ledger):
+    """A process gets it by SCM_RIGHTS and is replaced (exec) while it holds it."""
+    client, server = pair()
+    forget(tracers)
+    ours, theirs = socket.socketpair()
+    child = os.fork()
+    if not child:
+        _, (fd,), *_ = socket.recv_fds(theirs, 1, 1)
+        os.write(fd, b"x" * 1009)
+        os.dup2(fd, 0), os.dup2(fd, 1)
+        os.execv("/bin/sh", ["sh", "-c", "head -c 2003 /dev/zero; head -c 77 >/dev/null"])
+    socket.send_fds(ours, [b"x"], [client.fileno()])
+    send(ledger, server, 77)
+    ledger.sent(client, 1009 + 2003, child)
+    ledger.received(client, 77, child)
+    client.close()
+    receive(ledger, server, 1009 + 2003)
+    os.waitpid(child, 0)
+    server.close()
+    assert_sums(tracers, ledger)
+
+
+def test_short_sessions_beside_a_reader_of_maps(tracers, ledger):
+    """A kernel that may preempt bpf(2) at somebody's map skips kprobes then: never too many."""
+    reader = [sys.executable, bpfsys.__file__]
+    readers = [subprocess.Popen(reader, stdout=subprocess.PIPE) for _ in range(os.cpu_count())]
+    try:
+        for each in readers:
+            assert each.stdout.readline()
+        forget(tracers)
+        with listener() as server:
+            for turn in range(500):
+                client, accepted = connect(server)
+                move(ledger, client, accepted, 1 + turn % 7)
+                move(ledger, accepted, client, 13)
+                close(*((client, accepted) if turn % 2 else (accepted, client)))
+    finally:
+        for each in readers:
+            each.kill()
+            each.wait()
+    settle(*tracers.values())
+    for kind, tracer in tracers.items():
+        assert (kind, above(tracer, ledger)) == (kind, {})
+        if not tracer.missed:
+            assert_sums({kind: tracer}, ledger)
+
+
+# Bytes that others move than who owns the socket. Nobody may be known to have received them.
+
+
+def pump(ledger, source, target, count, piece=16381):
+    """Send in such pieces while another thread receives."""
+    ledger.entry(source), ledger.entry(target)  # no two threads may make an entry at once
+    reader = threading.Thread(target=receive, args=(ledger, target, count))
+    reader.start()
+    for begin in range(0, count, piece):
+        data = b"x" * min(piece, count - begin)
+        source.sendall(data)
+        ledger.sent(source, len(data))
+    reader.join()
+
+
+def test_proxy_in_the_kernel(tracers, ledger):
+    """What one socket receives is sent on another by a sockmap's program."""
+    (client, front), (back, server) = pair(), pair()
+    held = bpfsys.redirect(bpfsys.RECEIVED, front, back)
+    forget(tracers)
+    for count in (1, 1009, 3000017):
+        pump(ledger, client, server, count)
+        ledger.received(front, count)
+        ledger.sent(back, count)
+        assert_sums(tracers, ledger, "while open")
+    close(client, front, back, server)
+    assert_sums(tracers, ledger, "after close")
+    for fd in held:
+        os.close(fd)
+
+
+def test_short_cut_in_the_kernel(tracers, ledger):
+    """What is sent on one socket is received by another's process, and TCP sees nothing of it."""
+    client, server = pair()
+    held = bpfsys.redirect(bpfsys.SENT, client, server)
+    forget(tracers)
+    pump(ledger, client, server, 3000017)
+    close(client, server)
+    settle(*tracers.values())
+    for fd in held:
+        os.close(fd)
+    for tracer in tracers.values():
+        assert not above(tracer, ledger)
+    for tracer in tracers.values():
+        if by_ports(tracer.rows()) != by_ports(ledger):
+            pytest.xfail("sk_msg redirects pass none of TCP's own counters")
+
+
+MULTIPATH = {
+    "small pieces": (MPTCP, MPTCP, 1000003, 4096),
+    "large pieces": (MPTCP, MPTCP, 8000009, 1 << 20),
+    "the server's TCP": (TCP, MPTCP, 1000003, 4096),
+    "the client's TCP": (MPTCP, TCP, 1000003, 4096),
+}
+
+
+def multipath(ledger, kind):
+    """A session that has moved bytes both ways and is still open."""
+    server_protocol, client_protocol, count, piece = MULTIPATH[kind]
+    server = socket.socket(socket.AF_INET, socket.SOCK_STREAM, server_protocol)
+    server.bind(("127.0.0.1", 0))
+    server.listen()
+    client = socket.socket(socket.AF_INET, socket.SOCK_STREAM, client_protocol)
+    client.connect(server.getsockname())
+    accepted, _ = server.accept()
+    server.close()
+    pump(ledger, client, accepted, count, piece)
+    pump(ledger, accepted, client, count // 3, piece)
+    return client, accepted
+
+
+@pytest.mark.parametrize("kind", MULTIPATH)
+def test_multipath_tcp(tracers, ledger, kind):
+    with sysctl("net.mptcp.enabled", 1):
+        forget(tracers)
+        ends = multipath(ledger, kind)
+        assert_sums(tracers, ledger, "while open")
+        close(*ends)
+        time.sleep(1)  # the kernel's threads close it
+        assert_sums(tracers, ledger, "after close")
+
+
+def test_lives_of_multipath_tcp(ledger):
+    """They are nobody's or of the process that opened or accepted them."""
+    with sysctl("net.mptcp.enabled", 1):
+        watch = Watch("--json")
+        for kind in MULTIPATH:
+            close(*multipath(ledger, kind))
+        time.sleep(1)
+        records = [
+            record
+            for record in records_of(watch.end())
+            if (record["lport"], record["rport"]) in by_ports(ledger)
+        ]
+    found = {
+        (each["lport"], each["rport"]): [each["rx_bytes"], each["tx_bytes"]] for each in records
+    }
+    assert found == by_ports(ledger)
+    assert {(each["pid"], each["comm"]) for each in records} <= {(os.getpid(), "python3"), (0, "-")}
