@@ -139,8 +139,10 @@ def program(tool: Tool, options: Namespace, kind: Kind, btf: Optional[Btf]) -> s
         }
         headers = "#include <linux/tcp.h>\n#include <linux/nsproxy.h>\n"
     # A kprobe program may not allocate map memory before Linux 6.1 gave BPF an allocator
-    # of its own (7c8199e24fa0), struct bpf_mem_alloc.
+    # of its own (7c8199e24fa0), struct bpf_mem_alloc. In a real-time kernel that is refilled by a
+    # thread, which comes too late for a burst (irq_work, kernel/bpf/memalloc.c).
     allocates = kind.probe == "fentry" or (btf and btf.struct("bpf_mem_alloc"))
+    allocates = allocates and not kernel.realtime()
     flags = BPF_F_NO_PREALLOC if allocates else 0
     text = headers + macros(options, kind, offsets, flags)
     for name in tool.files:
