@@ -4,6 +4,7 @@
 import ctypes
 import errno
 import os
+import resource
 import struct
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -27,6 +28,8 @@ def bpf(command, layout, *values):
 
 
 def make_map(kind, key_size, value_size, entries, flags=0):
+    # Before Linux 5.11 maps count as locked memory.
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     return bpf(MAP_CREATE, "=5I", kind, key_size, value_size, entries, flags)
 
 

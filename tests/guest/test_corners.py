@@ -273,14 +273,15 @@ def test_sockets_that_were_in_close_before(ledger):
     for each in both:
         each.shutdown(socket.SHUT_WR)
     time.sleep(0.2)
+    # Else they are met when they are used, and so it was missed.
+    told = {(os.getpid(), *ends[0]): [1009, 0]} if kernel_has("bpf_sock_from_file") else {}
     with late() as tracers:
         assert len(victim.recv(2000)) == 1009
         close(victim, *both)
         settle(*tracers.values())
         for kind, tracer in tracers.items():
             rows = {key: moved for key, moved in tracer.rows().items() if key[1:] in ends}
-            assert (kind, rows) == (kind, {(os.getpid(), *ends[0]): [1009, 0]})
-            assert tracer.missed == 0
+            assert (kind, rows, tracer.missed > 0) == (kind, told, not told)
 
 
 def test_the_first_interval(ledger):
@@ -390,8 +391,7 @@ def first_send_dropped(ledger):
         client = socket.socket()
         client.setblocking(False)
         assert client.connect_ex(server.getsockname())
-        accepted, _ = server.accept()
-    port = client.getsockname()[1]
+        accepted, (_, port) = server.accept()  # getsockname() takes a socket's lock: a look
     tc = "tc qdisc {0} dev lo clsact"
     drop = f"tc filter add dev lo egress protocol ip u32 match ip sport {port} 0xffff action drop"
     try:
@@ -526,10 +526,16 @@ def test_short_sessions_beside_a_reader_of_maps(tracers, ledger):
             assert each.stdout.readline()
         forget(tracers)
         with listener() as server:
+            own, pid = server.getsockname()[1], os.getpid()
             for turn in range(500):
-                client, accepted = connect(server)
-                move(ledger, client, accepted, 1 + turn % 7)
-                move(ledger, accepted, client, 13)
+                client = socket.create_connection(("127.0.0.1", own))
+                accepted, (_, port) = server.accept()
+                client.send(bytes(1 + turn % 7))
+                size = len(accepted.recv(7))
+                accepted.send(bytes(13))
+                assert len(client.recv(13, socket.MSG_WAITALL)) == 13
+                ledger[pid, port, own] = [a + b for a, b in zip(ledger[pid, port, own], (13, size))]
+                ledger[pid, own, port] = ledger[pid, port, own][::-1]
                 close(*((client, accepted) if turn % 2 else (accepted, client)))
     finally:
         for each in readers:
@@ -545,16 +551,23 @@ def test_short_sessions_beside_a_reader_of_maps(tracers, ledger):
 # Bytes that others move than who owns the socket. Nobody may be known to have received them.
 
 
-def pump(ledger, source, target, count, piece=16381):
-    """Send in such pieces while another thread receives."""
-    ledger.entry(source), ledger.entry(target)  # no two threads may make an entry at once
-    reader = threading.Thread(target=receive, args=(ledger, target, count))
+def pump(ledger, ends, count, piece=16381):
+    """Send from the first in such pieces while another thread receives at the last."""
+    # Not later: getsockname() takes the lock of a socket, which is a look at it.
+    entries = [ledger.entry(each) for each in ends]
+
+    def take():
+        left = count
+        while left:
+            left -= len(ends[-1].recv(min(left, 65536)))
+
+    reader = threading.Thread(target=take)
     reader.start()
     for begin in range(0, count, piece):
-        data = b"x" * min(piece, count - begin)
-        source.sendall(data)
-        ledger.sent(source, len(data))
+        ends[0].sendall(bytes(min(piece, count - begin)))
     reader.join()
+    for number, entry in enumerate(entries):
+        entry[1 - number % 2] += count
 
 
 def test_proxy_in_the_kernel(tracers, ledger):
@@ -563,9 +576,7 @@ def test_proxy_in_the_kernel(tracers, ledger):
     held = bpfsys.redirect(bpfsys.RECEIVED, front, back)
     forget(tracers)
     for count in (1, 1009, 3000017):
-        pump(ledger, client, server, count)
-        ledger.received(front, count)
-        ledger.sent(back, count)
+        pump(ledger, (client, front, back, server), count)
         assert_sums(tracers, ledger, "while open")
     close(client, front, back, server)
     assert_sums(tracers, ledger, "after close")
@@ -578,7 +589,7 @@ def test_short_cut_in_the_kernel(tracers, ledger):
     client, server = pair()
     held = bpfsys.redirect(bpfsys.SENT, client, server)
     forget(tracers)
-    pump(ledger, client, server, 3000017)
+    pump(ledger, (client, server), 3000017)
     close(client, server)
     settle(*tracers.values())
     for fd in held:
@@ -608,8 +619,8 @@ def multipath(ledger, kind):
     client.connect(server.getsockname())
     accepted, _ = server.accept()
     server.close()
-    pump(ledger, client, accepted, count, piece)
-    pump(ledger, accepted, client, count // 3, piece)
+    pump(ledger, (client, accepted), count, piece)
+    pump(ledger, (accepted, client), count // 3, piece)
     return client, accepted
 
 
