@@ -4,7 +4,7 @@ ARCH = amd64
 RELEASES = bullseye bookworm trixie sid trixie-rt bookworm/arm64 trixie/arm64
 PYTHON = /usr/bin/python3
 VM = $(PYTHON) tests/vm.py
-SOURCES = *.py tests
+SOURCES = *.py tcptools tests completions
 RUN = $(VM) run --release $(RELEASE) --arch $(ARCH)
 GUEST = $(RUN) --timeout 3000
 
@@ -16,63 +16,70 @@ SHARE = $(DESTDIR)$(PREFIX)/share
 LIBRARY = $(SHARE)/tcptop$(SUFFIX)
 BASH = $(SHARE)/bash-completion/completions
 ZSH = $(SHARE)/zsh/site-functions
+FISH = $(SHARE)/fish/vendor_completions.d
 
-.PHONY: run test lint unit guest compare soak examples picture bench matrix deb install uninstall
+.PHONY: help run test lint unit guest compare soak stress examples picture bench matrix deb \
+    install uninstall
+
+help: # show the targets
+	@sed -n 's/^\([a-z]*\):.*# \(.*\)/\1\t\2/p' Makefile | expand -t 12
 
 $(PYTHON):
 	apt-get -q update && apt-get -q install -y --no-install-recommends python3
 
-run: $(PYTHON)
+run: $(PYTHON) # show tcptop with some traffic to look at; ARGS= are its options
 	@$(VM) demo -- $(or $(ARGS),-C 1 5)
 
-test: lint unit
+test: lint unit # lint, unit, guest, and a short bench
 	$(MAKE) guest
 	$(MAKE) bench ARGS='--runs 1 --rows 200 --only kprobe' # so that it keeps working
 
-lint: $(PYTHON)
+lint: $(PYTHON) # styles, types, manual pages
 	$(VM) tool -- ruff check $(SOURCES)
 	$(VM) tool -- ruff format --check $(SOURCES)
-	$(VM) tool -- mypy *.py tests/*.py
+	$(VM) tool -- mypy --strict tcptop.py tcplife.py tcptools
+	$(VM) tool -- mypy tests/*.py
 	$(VM) tool -- clang-format --dry-run -Werror bpf/*.[ch]
 	mandoc -T lint -W warning man/*.8
 	! MANROFFSEQ= LC_ALL=C.UTF-8 man --warnings -E UTF-8 -l man/*.8 2>&1 >/dev/null | grep .
 
-unit: $(PYTHON)
+unit: $(PYTHON) # the tests that need neither root nor bcc
 	$(VM) tool -- pytest -q tests/unit
 
-guest: $(PYTHON)
+guest: $(PYTHON) # the tests that trace, in a virtual machine; RELEASE=, ARCH=
 	$(GUEST) -- sh tests/guest/all.sh
 
 # The table of exactness: the same traffic, watched by Debian's tcptop-bpfcc as well; and
 # where the lines of tcplife and tcplife-bpfcc differ.
-compare: $(PYTHON)
+compare: $(PYTHON) # exactness beside Debian's tcptop-bpfcc and tcplife-bpfcc
 	$(GUEST) -- env TCPTOP_COMPARE=1 python3 -m pytest -s -q -p no:cacheprovider \
 	    tests/guest/test_exact.py tests/guest/compare_life.py
 
-# A great many short sessions; it takes one or two hours.
-soak: $(PYTHON)
+soak: $(PYTHON) # a great many short sessions; one or two hours
 	$(RUN) --timeout 7200 -- $(PYTHON) tests/soak.py $(ARGS)
 
-# What the documents show, anew from real runs.
-examples: $(PYTHON)
+# On a kernel that preempts, e.g. RELEASE=trixie-rt.
+stress: $(PYTHON) # short sessions while the kernel skips probes; ARGS= of tests/stress.py
+	$(RUN) --append preempt=full --timeout 7200 -- $(PYTHON) tests/stress.py $(ARGS)
+
+examples: $(PYTHON) # the worked examples, anew from real runs
 	$(VM) run --traffic --rw man -- $(PYTHON) tests/guest/examples.py
 
-picture: $(PYTHON)
+picture: $(PYTHON) # the picture of the README, anew
 	mkdir -p dist
 	$(VM) tool -- python tests/picture.py >dist/picture
 	mv dist/picture man/tcptop.svg
 
 # The guest's nanoseconds are instructions.
-bench: $(PYTHON)
+bench: $(PYTHON) # what tracing costs, in instructions; ARGS= are options of tests/bench.py
 	$(GUEST) --icount -- $(PYTHON) tests/bench.py $(ARGS)
 
 # The package, built here, on the kernel, Python and bcc of each release, without headers.
 # After the release comes the kernel, if it is not the usual one, and the architecture.
-matrix: deb
+matrix: deb # the package, tested on the kernels of RELEASES
 	$(PYTHON) tests/matrix.py $(RELEASES)
 
-# dist/tcptop-bpfcc_VERSION_all.deb
-deb: $(PYTHON)
+deb: $(PYTHON) # dist/tcptop-bpfcc_VERSION_all.deb
 	$(VM) install debhelper dh-python dpkg-dev lintian
 	rm -rf dist
 	mkdir -p dist/tcptop
@@ -81,19 +88,21 @@ deb: $(PYTHON)
 	rm -r dist/tcptop
 	lintian --allow-root --fail-on error,warning dist/*.changes
 
-install:
-	install -d $(SBIN) $(LIBRARY) $(SHARE)/man/man8 $(ZSH) $(BASH)
-	install -m 644 *.py $(LIBRARY)
-	cp -r bpf $(LIBRARY)
+install: # below PREFIX, in DESTDIR, with SUFFIX
+	rm -rf $(LIBRARY)
+	install -d $(SBIN) $(LIBRARY) $(SHARE)/man/man8 $(ZSH) $(BASH) $(FISH)
+	tar -c --exclude=__pycache__ tcptop.py tcplife.py tcptools bpf | tar -x --no-same-owner -C $(LIBRARY)
 	set -e; for tool in tcptop tcplife; do \
-	    chmod +x $(LIBRARY)/$$tool.py; \
-	    ln -sf ../share/tcptop$(SUFFIX)/$$tool.py $(SBIN)/$$tool$(SUFFIX); \
-	    install -m 644 man/$$tool.8 $(SHARE)/man/man8/$$tool$(SUFFIX).8; \
-	    sed '$$s/ tcp[a-z]*/&$(SUFFIX)/g' completions/tcptop.bash >$(BASH)/$$tool$(SUFFIX); \
-	    sed "1s/$$tool\$$/&$(SUFFIX)/" completions/_$$tool >$(ZSH)/_$$tool$(SUFFIX); \
+	    name=$$tool$(SUFFIX); \
+	    ln -sf ../share/tcptop$(SUFFIX)/$$tool.py $(SBIN)/$$name; \
+	    install -m 644 man/$$tool.8 $(SHARE)/man/man8/$$name.8; \
+	    complete="$(PYTHON) completions/make.py"; \
+	    $$complete bash $$tool $$name >$(BASH)/$$name; \
+	    $$complete zsh $$tool $$name >$(ZSH)/_$$name; \
+	    $$complete fish $$tool $$name >$(FISH)/$$name.fish; \
 	done
 
-uninstall:
+uninstall: # take that away
 	rm -rf $(LIBRARY)
-	set -e; for tool in tcptop tcplife; do rm -f $(SBIN)/$$tool$(SUFFIX) \
-	    $(SHARE)/man/man8/$$tool$(SUFFIX).8 $(BASH)/$$tool$(SUFFIX) $(ZSH)/_$$tool$(SUFFIX); done
+	set -e; for name in tcptop$(SUFFIX) tcplife$(SUFFIX); do rm -f $(SBIN)/$$name \
+	    $(SHARE)/man/man8/$$name.8 $(BASH)/$$name $(ZSH)/_$$name $(FISH)/$$name.fish; done

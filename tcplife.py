@@ -2,67 +2,63 @@
 # SPDX-License-Identifier: Apache-2.0
 """tcplife: which TCP sessions ended, how long they lived and what they moved."""
 
-import argparse
+import os
 import sys
+
+# Modules come from beside this file and from Python's own directories, never from the caller's.
+_HERE = os.path.dirname(os.path.realpath(__file__))
+if __name__ == "__main__":
+    if __spec__ and not getattr(sys.flags, "safe_path", False):
+        del sys.path[0]  # python -m: the working directory
+    sys.path[:] = [path for path in sys.path if path]
+    if _HERE not in sys.path:
+        sys.path.insert(0, _HERE)
+
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is worth a traceback before the start
+
 import time
 from collections.abc import Sequence
 from typing import Optional
 
-import command
-import lives
-from command import Stop, complain, say
-from probes import TCPLIFE, Lives
+from tcptools import command, life
+from tcptools.command import Command, Wake
+from tcptools.kernel import Scope
+from tcptools.options import Tcplife
+from tcptools.screen import window as size_of_window
+from tcptools.sources.lives import TOOL, Lives
 
 # Seconds between two looks at what has ended.
 INTERVAL = 0.1
 
-EXAMPLES = """\
-examples:
-  tcplife                 every session that ends, as it ends
-  tcplife -tT             with the time of its end
-  tcplife -D 80,443       only sessions with remote ports 80 and 443
-  tcplife -w -p 181       one process, in columns wide enough for IPv6
-  tcplife -s >log         as CSV, for later
-"""
 
-
-def create_parser() -> argparse.ArgumentParser:
-    """The command line: spec, help and usage errors."""
-    parser = command.create_parser(
-        "tcplife", "Show TCP sessions that end: how long they lived and what they moved.", EXAMPLES
-    )
-    add = parser.add_argument
-    add("-T", "--time", action="store_true", help="include the local time (HH:MM:SS)")
-    add("-t", "--timestamp", action="store_true",
-        help="include the seconds since the first session shown")  # fmt: skip
-    add("-w", "--wide", action="store_true", help="columns wide enough for IPv6 addresses")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("-s", "--csv", action="store_true", help="CSV instead of columns")
-    form.add_argument("--json", action="store_true", help="JSON lines instead of columns")
-    return parser
-
-
-def run(options: argparse.Namespace, stop: Stop) -> None:
-    """Trace, and tell of every session that ends, until a signal comes."""
-    tracer = Lives(options)
-    command.tell_notes(options, tracer)
-    text = lives.Text(options)
-    say(text.header())
-    stopped = False
-    while not stopped:
-        stopped = stop.wait(INTERVAL)
-        ended, missed = tracer.fetch()
-        if ended:
-            # What the monotonic clock has to be set forward by to tell the time.
-            epoch = time.time_ns() - time.monotonic_ns()
-            say("".join(text.lines(ended, epoch)))
+def run(options: Tcplife, scope: Scope) -> None:
+    """Trace, and report every session that ends, until a signal comes."""
+    lives = Lives(options, scope)
+    this = Command("tcplife")
+    command.report_notes(this, lives.warnings, lives.notes if options.verbose else [])
+    text = life.Text(options)
+    window = os.isatty(1) and options.form == "text"
+    this.say("" if window else text.header())
+    woken = Wake.TIME
+    while woken is not Wake.ENDED:
+        woken = this.wait(INTERVAL)
+        ended, missed = lives.drain()
+        # What the monotonic clock has to be set forward by to tell the time.
+        epoch = time.time_ns() - time.monotonic_ns()
+        if window:
+            this.say("".join(text.window(ended, epoch, *size_of_window(1))))
+        elif ended:
+            this.say("".join(text.lines(ended, epoch)))
         if missed:
-            complain(options.prog, f"{missed} sessions not shown: too many began or ended at once")
+            this.complain(f"{missed} sessions not shown: too many began or ended at once")
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """The exit status."""
-    return command.main(create_parser(), TCPLIFE, run, arguments)
+    return command.main(Tcplife, lambda _: TOOL, run, arguments)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@
 #define TCP_SYN_SENT 2
 #define TCP_SYN_RECV 3
 #define TCP_CLOSE 7
+#define TCPF_SENDING (1 << TCP_ESTABLISHED | 1 << 8) /* or CLOSE_WAIT */
 #define TCPF_SYN_SENT (1 << 2)
 #define TCPF_LISTEN (1 << 10)
 /* FIN_WAIT1, FIN_WAIT2, TIME_WAIT, LAST_ACK, CLOSING: our FIN is in write_seq. */

@@ -74,7 +74,7 @@ struct glance {
  * socket, and that a process connects or disconnects the socket is never missed, as it happens
  * in no softirq. But an address may still be known when another socket has it.
  */
-#ifdef SOCKET_STORAGE
+#if defined(SOCKET_STORAGE) && !defined(TRACEPOINTS_PREEMPTED)
 #define GLANCE_CONNECTION(tp) 0
 #define IS_SAME_CONNECTION(glance, position) true
 #else
@@ -147,6 +147,9 @@ static __always_inline u64 setting(u32 counter)
 	return value ? *value : 0;
 }
 
+/* For the compiler; x86 keeps the order of stores, and of loads. */
+#define barrier() asm volatile("" : : : "memory")
+
 /* The number of the running interval. */
 static __always_inline u64 running(void)
 {
@@ -202,9 +205,11 @@ static __always_inline void settle(struct position *position)
 			continue;
 		row = bpf_map_lookup_elem(rows, &key);
 		if (row) { /* else user space has taken it, after it had read the share */
-			row->rx_bytes += share->rx_bytes;
-			row->tx_bytes += share->tx_bytes;
+			row->settled_rx = share->rx_bytes;
+			row->settled_tx = share->tx_bytes;
+			barrier();
 			row->position = 0;
+			barrier();
 		}
 		share->quick_pid = 0;
 		share->interval = 0;
@@ -300,8 +305,10 @@ static __always_inline void make_special(void *tp, struct position *position)
 	special.tx_bytes = sent(&now, special.tx_first);
 	name_session(&special.who, tp);
 	special.who.comm[0] = '-';
-	if (specials.update(&key, &special))
-		return; /* no room, so it goes on as others do */
+	if (specials.update(&key, &special)) { /* no room, so it goes on as others do */
+		count(EVENTS_MISSED);
+		return;
+	}
 	count(SPECIALS_MADE);
 	position->special = 1;
 	look_closer(position);
@@ -338,7 +345,7 @@ static __always_inline void sum_up(void *tp, struct position *position, bool sen
 
 	if (!special)
 		return;
-	if (connection_of(tp) == position->connection) {
+	if (connection_of(tp) == position->connection && FIELD(u16, tp, OFFSET_skc_dport)) {
 		special->rx_total = taken(&now, special->rx_first);
 		if (!special->send_closed)
 			special->tx_total = sent(&now, special->tx_first);
@@ -406,6 +413,14 @@ static __always_inline struct movement movement_of(void *tp, struct position *po
 	return moved;
 }
 
+/* Whether anything was sent on a connection, or received. */
+static __always_inline bool has_moved(void *tp)
+{
+	return FIELD(u64, tp, OFFSET_bytes_sent) ||
+	       FIELD(u32, tp, OFFSET_write_seq) != FIELD(u32, tp, OFFSET_snd_una) ||
+	       FIELD(u32, tp, OFFSET_copied_seq) != first_received(tp);
+}
+
 /*
  * A connection of which no beginning was seen: it is counted from where it stands. That is
  * its beginning, mostly: connect() and accept() are looked at, too.
@@ -427,8 +442,7 @@ static __always_inline void meet(void *tp)
 	if (!session_matches(tp))
 		return;
 	stand(&position, tp);
-	if (phase == COUNTING &&
-	    (FIELD(u64, tp, OFFSET_bytes_sent) || position.copied_seq != first_received(tp)))
+	if (phase == COUNTING && has_moved(tp))
 		count(EVENTS_MISSED);
 	remember(tp, &position);
 }
@@ -441,6 +455,9 @@ static __always_inline bool is_current(void *tp, struct position *position)
 {
 	u32 connection = connection_of(tp);
 
+	/* tcp_disconnect() takes the peer away first, and then changes sequence numbers. */
+	if (!FIELD(u16, tp, OFFSET_skc_dport))
+		return false;
 	if (position->stage == BEGUN) {
 		start(position, tp);
 	} else if (position->stage == NOTED) {
@@ -455,11 +472,12 @@ static __always_inline void look(void *tp, struct position *position, u32 pid, u
 				 struct share *share)
 {
 	bool wanted = task_matches(pid);
-	struct movement moved;
+	bool was_special = position->special;
+	struct movement moved = {};
 	struct session *row;
 	struct session_key key = {.socket = (u64)tp, .pid = pid};
 
-	if (!position->special) {
+	if (!was_special) {
 		moved = movement_of(tp, position);
 		if (is_special(tp))
 			make_special(tp, position);
@@ -469,8 +487,9 @@ static __always_inline void look(void *tp, struct position *position, u32 pid, u
 
 		if (special)
 			note_user(special, pid, interval);
-		return;
 	}
+	if (was_special)
+		return;
 	key.connection = position->connection;
 	if (!wanted || !(moved.tx | moved.rx))
 		return;
@@ -483,10 +502,15 @@ static __always_inline void look(void *tp, struct position *position, u32 pid, u
 		share->key = key;
 		share->rx_bytes = 0;
 		share->tx_bytes = 0;
+		row->rx_bytes += row->settled_rx;
+		row->tx_bytes += row->settled_tx;
+		row->settled_rx = 0;
+		row->settled_tx = 0;
 		row->position = (u64)position;
 	}
 	if (share->key.pid == pid) {
-		share->quick_pid = position->urgent || position->send_closed ? 0 : pid;
+		share->quick_pid =
+		    position->urgent || position->send_closed || position->special ? 0 : pid;
 		share->rx_bytes += moved.rx;
 		share->tx_bytes += moved.tx;
 		return;
@@ -499,7 +523,8 @@ static __always_inline void look(void *tp, struct position *position, u32 pid, u
 /*
  * The look of who closes a socket or shuts it down, and of who destroys it, both of which are
  * seen whatever else was missed. `owner` tells that the current task has the socket's lock, and
- * not a softirq that interrupts this task: then nobody knows whose the bytes are.
+ * not a softirq that interrupts this task: then nobody knows whose the bytes are. The position is
+ * that of the present connection.
  */
 static __always_inline void look_last(void *tp, struct position *position, bool owner)
 {
@@ -508,8 +533,6 @@ static __always_inline void look_last(void *tp, struct position *position, bool 
 	struct movement moved;
 	struct session *row;
 
-	if (!is_current(tp, position))
-		return;
 	moved = movement_of(tp, position);
 	if (!(moved.tx | moved.rx))
 		return;
@@ -527,6 +550,19 @@ static __always_inline void look_last(void *tp, struct position *position, bool 
 	}
 }
 
+/*
+ * Keep the position of a connection that begins. What is left at its address is another's, whose
+ * entry could not be deleted: a softirq may have interrupted an update of the map on that CPU
+ * (htab_lock_bucket(), kernel/bpf/hashtab.c), and so it is overwritten.
+ */
+static __always_inline void begin(void *tp, struct position *position, struct position *fresh)
+{
+	if (!position)
+		remember(tp, fresh);
+	else if (position->stage != BEGUN && position->connection != connection_of(tp))
+		*position = *fresh;
+}
+
 /* A connection has its sequence numbers: the handshake is over. */
 static __always_inline void establish(void *tp, struct position *position)
 {
@@ -537,8 +573,8 @@ static __always_inline void establish(void *tp, struct position *position)
 			forget(tp);
 		return;
 	}
-	if (!position)
-		position = remember(tp, &fresh);
+	begin(tp, position, &fresh);
+	position = position_of(tp);
 	if (!position || position->stage != BEGUN)
 		return;
 	/* TCP_REPAIR makes connections without a SYN. */

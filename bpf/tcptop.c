@@ -16,8 +16,8 @@
  * look makes up for it, and so that there is one, the tracepoints
  * sock:inet_sock_set_state and tcp:tcp_destroy_sock show where a connection
  * begins and ends. They are called with preemption off and skipped only inside
- * themselves (__bpf_trace_run(), kernel/trace/bpf_trace.c), that is in softirqs,
- * and tcp_destroy_sock not even there: it has bottom halves off.
+ * themselves (__bpf_trace_run(), kernel/trace/bpf_trace.c), that is in softirqs:
+ * an accepted connection begins in one, and so has a second program to see it.
  *
  * A connection is told from the one that had the same socket or address before
  * by an id, see connection_of(). What is known of one is never applied to
@@ -28,6 +28,7 @@
  * Read by Python, which puts common.h in front, and these macros:
  *   SOCKET_STORAGE         positions live in the socket itself; otherwise in a hash
  *   MAX_SESSIONS, MAX_SOCKETS, MAX_SPECIALS    sizes of the maps
+ *   TRACEPOINTS_PREEMPTED  programs of tracepoints run with preemption on
  *   HAVE_BTF               the kernel has BTF, and so iterators
  *   HAVE_function          the kernel has this function
  */
@@ -36,6 +37,14 @@
 #define STILL_MATCHES(pid) task_matches(pid)
 #else
 #define STILL_MATCHES(pid) true
+#endif
+
+/*
+ * Since Linux 7.0 a tracepoint's program may be preempted, and then is skipped for others that
+ * change the state of a socket on that CPU. With kprobes to read the state is not for nothing.
+ */
+#if defined(PROBE_FENTRY) || defined(TRACEPOINTS_PREEMPTED)
+#define STATE_IS_CHEAP
 #endif
 
 /* The task has done what it wanted, or goes to sleep until it can go on. */
@@ -72,6 +81,11 @@ static __always_inline int at_release_sock(struct sock *sk)
 		}
 		write_seq = FIELD(u32, tp, OFFSET_write_seq);
 		if (write_seq != position->write_seq) {
+#ifdef STATE_IS_CHEAP
+			/* Its movement ends with a FIN, perhaps, or tcp_disconnect(). */
+			if (!(1 << FIELD(u8, tp, OFFSET_skc_state) & TCPF_SENDING))
+				goto closer;
+#endif
 			share->tx_bytes += (u32)(write_seq - position->write_seq);
 			position->write_seq = write_seq;
 		}
@@ -160,12 +174,22 @@ static __always_inline int at_inet_sock_set_state(struct sock *sk, u8 to)
 	}
 	if (to == TCP_SYN_RECV) /* two SYNs have met, or a listener's socket is not filled in yet */
 		return 0;
+	if (position && !begins && is_owned(tp) && FIELD(u16, tp, OFFSET_skc_dport) &&
+	    !is_current(tp, position)) {
+		settle(position);
+		forget(tp);
+		position = 0;
+	}
+	if (!position && !begins && is_owned(tp)) {
+		meet(tp); /* to have it missed if it has moved anything */
+		position = position_of(tp);
+	}
 	if (position && (begins || is_owned(tp))) {
 		if (position->special)
 			sum_up(tp, position, fin_queued(to), begins);
 		settle(position);
 		if (!begins) {
-			if (!position->special)
+			if (!position->special && is_current(tp, position))
 				look_last(tp, position, true);
 			position->send_closed |= fin_queued(to);
 		}
@@ -178,21 +202,42 @@ static __always_inline int at_inet_sock_set_state(struct sock *sk, u8 to)
 	return 0;
 }
 
+/*
+ * A connection begins in a softirq, which skips the program above if it interrupts it on that
+ * CPU. This one is another program, and so is not skipped then.
+ */
+static __always_inline int at_established(struct sock *sk, u8 to)
+{
+	void *tp = to == TCP_ESTABLISHED ? TCP(sk) : 0;
+	struct position fresh = {.stage = BEGUN};
+
+	if (tp && is_tcp(tp) && setting(PHASE) != PROVING && session_matches(tp))
+		begin(tp, position_of(tp), &fresh);
+	return 0;
+}
+
 /* The very end: close() of a socket in CLOSE, or what came later of one that was closed. */
 static __always_inline int at_tcp_destroy_sock(struct sock *sk)
 {
 	void *tp = TCP(sk);
 	struct position *position = tp ? position_of(tp) : 0;
 
-	if (!position)
+	if (!tp)
 		return 0;
-	settle(position);
-	if (position->special)
+	if (position)
+		settle(position);
+	if (position && position->special)
 		sum_up(tp, position, true, true);
-	else
-		look_last(tp, position, is_owned(tp));
+	else if (FIELD(u16, tp, OFFSET_skc_dport)) { /* tcp_disconnect() has not reset it */
+		if (position && is_current(tp, position))
+			look_last(tp, position, is_owned(tp));
+		else if (is_owned(tp) && setting(PHASE) == COUNTING && is_tcp(tp) &&
+			 session_matches(tp) && has_moved(tp))
+			count(EVENTS_MISSED);
+	}
 #ifndef SOCKET_STORAGE /* which goes with the socket */
-	forget(tp);
+	if (position)
+		forget(tp);
 #endif
 	return 0;
 }
@@ -209,6 +254,7 @@ static __always_inline int at_tcp_destroy_sock(struct sock *sk)
 	{                                                                                          \
 		return at_##name arguments;                                                        \
 	}
+#define SECOND TRACEPOINT
 #define ARGUMENT(type, number) ((type)argument[number])
 #else
 #define PROBE(function, action)                                                                    \
@@ -218,6 +264,11 @@ static __always_inline int at_tcp_destroy_sock(struct sock *sk)
 	}
 #define TRACEPOINT(name, arguments)                                                                \
 	RAW_TRACEPOINT_PROBE(name)                                                                 \
+	{                                                                                          \
+		return at_##name arguments;                                                        \
+	}
+#define SECOND(name, arguments)                                                                    \
+	int name(struct bpf_raw_tracepoint_args *ctx)                                              \
 	{                                                                                          \
 		return at_##name arguments;                                                        \
 	}
@@ -234,6 +285,7 @@ PROBE(sk_psock_init, at_helper)
 #endif
 TRACEPOINT(inet_sock_set_state, (ARGUMENT(struct sock *, 0), ARGUMENT(u64, 2)))
 TRACEPOINT(tcp_destroy_sock, (ARGUMENT(struct sock *, 0)))
+SECOND(established, (ARGUMENT(struct sock *, 0), ARGUMENT(u64, 2)))
 
 #ifdef HAVE_BTF
 /*
@@ -307,22 +359,20 @@ int emit_row(struct map_iteration *at)
 		return 0;
 	record.key = *key;
 	record.identity = row->identity;
-	record.rx_bytes = row->rx_bytes;
-	record.tx_bytes = row->tx_bytes;
 	position = row->position;
+	barrier();
 	if (position)
 		bpf_probe_read_kernel(&share, sizeof(share),
 				      (void *)position + (over & 1) * sizeof(share));
-	/* What lies there may be another's by now, and then it has been added to the row. */
-	if (position && row->position == position && share.interval == over &&
-	    share.key.socket == record.key.socket &&
-	    share.key.connection == record.key.connection && share.key.pid == record.key.pid) {
-		record.rx_bytes += share.rx_bytes;
-		record.tx_bytes += share.tx_bytes;
-	} else {
-		record.rx_bytes = row->rx_bytes;
-		record.tx_bytes = row->tx_bytes;
+	barrier();
+	/* What lies there may be another's by now, and then the share has been settled. */
+	if (!position || share.interval != over || share.key.socket != record.key.socket ||
+	    share.key.connection != record.key.connection || share.key.pid != record.key.pid) {
+		share.rx_bytes = row->settled_rx;
+		share.tx_bytes = row->settled_tx;
 	}
+	record.rx_bytes = row->rx_bytes + share.rx_bytes;
+	record.tx_bytes = row->tx_bytes + share.tx_bytes;
 	bpf_seq_write(seq, &record, sizeof(record));
 	return 0;
 }
@@ -350,9 +400,13 @@ int emit_special(struct map_iteration *at)
 		void *tp = (void *)record.key.socket;
 		struct tcp_counters now = READ_COUNTERS(FETCH, tp);
 
-		/* It is not itself while it is changed, or gone with its last notice yet to come.
+		/*
+		 * It is not itself while it is changed, as by tcp_disconnect(), which takes the
+		 * peer away first, or gone with its last notice yet to come.
 		 */
-		if (now.snd_una - (u32)now.bytes_acked == record.key.connection) {
+		barrier();
+		if (now.snd_una - (u32)now.bytes_acked == record.key.connection &&
+		    FETCH(u16, tp, OFFSET_skc_dport)) {
 			rx = taken(&now, special->rx_first);
 			if (!special->send_closed)
 				tx = sent(&now, special->tx_first);

@@ -12,9 +12,15 @@ struct session_key {
 struct session {
 	u64 rx_bytes;
 	u64 tx_bytes;
+	/*
+	 * More bytes, in the share of the position at this address; or here, once that is 0.
+	 * They are never added to those above while user space may read the row, so that it
+	 * reads either, and no byte twice.
+	 */
+	u64 settled_rx;
+	u64 settled_tx;
+	u64 position;
 	struct identity identity;
-	u64 position; /* address of the position whose share has these numbers; 0 if they are here
-		       */
 };
 
 /* A row on its way to user space. */

@@ -11,7 +11,7 @@ from vm import CHECKOUT, PYTHON
 
 sys.path.insert(0, str(CHECKOUT))
 
-from screen import LEAVE
+from tcptools.screen import LEAVE
 
 COLUMNS, LINES = 84, 20
 FONT_SIZE, LINE_HEIGHT, CHARACTER = 14, 18, 8.43  # pixels

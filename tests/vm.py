@@ -26,7 +26,6 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tcptop"
 REQUIREMENTS = CHECKOUT / "tests/requirements.txt"
 PYTHON = "/usr/bin/python3"
-MIRROR = "http://deb.debian.org/debian"
 TIMED_OUT, GUEST_DIED = 124, 125  # exit status; 124 is what timeout(1) gives
 KILL_DELAY = 5  # seconds
 CONSOLE_TAIL = 60  # lines
@@ -41,7 +40,7 @@ GUEST_PACKAGES = [
     "bpfcc-tools", "bpftool", "ca-certificates", "curl", "iperf3", "iproute2", "jq", "kmod",
     "libbpf-tools", "libcap2-bin", "linux-headers-{kernel}", "linux-image-{kernel}", "lsb-release",
     "man-db", "procps", "psmisc", "python3-bpfcc", "python3-hypothesis", "python3-pytest",
-    "sqlite3", "strace", "udev",
+    "python3-wcwidth", "sqlite3", "strace", "udev",
 ]  # fmt: skip
 NOT_IN = {"bullseye": {"libbpf-tools"}}
 # The names of Debian's kernels, by what follows the release as in trixie-rt. Others are like rt's.
@@ -199,12 +198,12 @@ def setup(*packages: str) -> Path:
     return venv / "bin"
 
 
-def mirror() -> str:
-    """Where this machine gets Debian from, if it tells."""
+def mirror() -> list[str]:
+    """Where this machine gets Debian from, if it tells; mmdebstrap knows where else."""
     command = ["apt-get", "indextargets", "--format", "$(LABEL) $(SITE)", "Identifier: Packages"]
     targets = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     sites = re.findall(r"^Debian (https?://\S+)$", targets, re.MULTILINE)
-    return sites[0] if sites else MIRROR
+    return sites[:1]
 
 
 def fetch_options() -> list[str]:
@@ -244,7 +243,7 @@ def build(release: str, arch: str) -> Path:
                 must("update-binfmts", "--enable", machine.binfmt)
             # virtme-ng makes an initramfs itself, and Debian's takes many minutes in emulation.
             options = [f"--architectures={arch}", *fetch_options()]
-            must(*recipe, *options, codename, unfinished, mirror(), INITRD="No")
+            must(*recipe, *options, codename, unfinished, *mirror(), INITRD="No")
             for old in guests.glob(f"{name}-{'?' * HASH_LENGTH}"):
                 # A guest that runs holds a lock on its root.
                 with (

@@ -304,6 +304,45 @@ def test_nothing_is_read_from_the_working_directory(tmp_path):
     assert result.stdout == BANNER.replace(" 1 ", " 0.2 ") + "\n\n"
 
 
+def test_a_working_directory_that_is_gone(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    line = f'cd {gone} && rmdir {gone} && exec "$@"'
+    result = subprocess.run(
+        ["sh", "-c", line, "sh", *COMMAND, "-S", "0.2", "1"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_few_files():
+    line = 'ulimit -n 16; exec "$@"'
+    result = subprocess.run(
+        ["sh", "-c", line, "sh", *COMMAND, "-S", "0.2", "1"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_the_name_of_a_unit():
+    """It is looked for in the whole hierarchy, and has to be of one cgroup."""
+    twins = [f"/sys/fs/cgroup/{parent}/twin.service" for parent in ("a.slice", "b.slice")]
+    for path in (*twins, "/sys/fs/cgroup/a.slice/one.service"):
+        os.makedirs(path, exist_ok=True)
+    for name, status, complaint in (
+        ("one.service", 0, ""),
+        ("twin.service", 1, r"tcptop: twin.service: there are 2 cgroups .*\n"),
+        ("none.service", 1, r"tcptop: none.service: no cgroup v2 .*\n"),
+    ):
+        result = tcptop("-c", name, "0.2", "1")
+        assert (name, result.returncode) == (name, status)
+        assert re.fullmatch(complaint, result.stderr)
+
+
 def stop(tracers):
     assert {kind: tracer.stop() for kind, tracer in tracers.items()} == dict.fromkeys(KINDS, 0)
 

@@ -3,8 +3,8 @@
 
 import socket
 
-from report import table
-from session import AF_INET, AF_INET6, IDENTITY
+from tcptools.report import table
+from tcptools.session import AF_INET, AF_INET6, IDENTITY
 
 
 def session(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README, the manual page, the help and the Makefile say the same as the command line."""
+"""The documents say the same as the table of options, the Makefile and each other."""
 
 import configparser
 import os
@@ -8,135 +8,123 @@ from pathlib import Path
 
 import pytest
 
-import command
-import tcplife
-import tcptop
+from tcptools import VERSION
+from tcptools.options import Tcplife, Tcptop, help_of, name_of, visible
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+KINDS = [Tcptop, Tcplife]
+of_each_command = pytest.mark.parametrize("kind", KINDS, ids=name_of)
 SECTIONS = [
     "NAME", "SYNOPSIS", "DESCRIPTION", "REQUIREMENTS", "OPTIONS", "EXAMPLES", "FIELDS",
     "EXIT STATUS", "OVERHEAD", "CAVEATS", "SOURCE", "OS", "STABILITY", "AUTHOR", "SEE ALSO",
 ]  # fmt: skip
 
 
-class Tool:
-    """A command and what is written about it."""
-
-    def __init__(self, command):
-        self.name = command.__name__
-        self.parser = command.create_parser()
-        self.actions = [action for action in self.parser._actions if action.dest != "ebpf"]
-        self.options = [option for action in self.actions for option in action.option_strings]
-        self.manual = (ROOT / "man" / f"{self.name}.8").read_text(encoding="utf-8")
-        self.completions = [
-            (ROOT / "completions" / file).read_text(encoding="utf-8")
-            for file in ("tcptop.bash", f"_{self.name}")
-        ]
-
-    def option_rows(self):
-        """{first cell: second cell} of the README's table of its options."""
-        heading = "## Options" if self.name == "tcptop" else f"## {self.name}"
-        lines = [line for line in section(README, heading).splitlines() if line.startswith("| `")]
-        return dict(line.strip("| ").split(" | ", 1) for line in lines)
+def text_of(path):
+    return (ROOT / path).read_text(encoding="utf-8")
 
 
-TOOLS = [Tool(tcptop), Tool(tcplife)]
-of_each_tool = pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.name)
+def table(kind):
+    """{first cell: second cell} of the documents' table of a command's options."""
+    document = "README.md" if kind is Tcptop else "docs/tcplife.md"
+    lines = [line for line in text_of(document).splitlines() if re.match(r"\| `[-ic]", line)]
+    return dict(line.strip("| ").split(" | ", 1) for line in lines)
 
 
-def section(text, heading):
-    """What stands between a heading and the next one of its kind."""
-    return re.split(r"^(?:## |\.SH )", text.split(heading + "\n", 1)[1], maxsplit=1, flags=re.M)[0]
+def manual(kind, heading=None):
+    """A manual page, or a section of it, with plain hyphens."""
+    text = text_of(f"man/{name_of(kind)}.8").replace("\\-", "-")
+    return re.split(r"^\.SH ", text.split(f".SH {heading}\n", 1)[1], maxsplit=1, flags=re.M)[0] if (
+        heading
+    ) else text  # fmt: skip
 
 
-def names(text, option):
-    """Whether a text names an option, and not merely a longer one."""
-    return re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", text) is not None
+def words(option):
+    """What an option is called, with what it takes: the words that every document has."""
+    return re.findall(r"[\w,\[\].{}-]+", option.invocation)
 
 
-@pytest.mark.parametrize(
-    "tool, option",
-    [
-        pytest.param(tool, option, id=f"{tool.name} {option}")
-        for tool in TOOLS
-        for option in tool.options
-    ],
-)
-def test_option_is_documented(tool, option):
-    assert names(" ".join(tool.option_rows()), option)
-    # The tag line of an entry, where roff writes a hyphen as \-.
-    tags = re.findall(r"^\.TP\n(.*)", section(tool.manual, ".SH OPTIONS"), re.M)
-    assert names("\n".join(tags).replace("\\-", "-"), option)
-    assert names(tool.parser.format_help(), option)
-
-
-@of_each_tool
-def test_completions_offer_the_options_and_choices_of_the_parser(tool):
-    bash_text, zsh_text = tool.completions
-    [bash] = re.findall(rf"{tool.name}\*\)\n *options='([^']*)'", bash_text)
-    # Specifications for zsh, without help texts and lists of what they exclude.
-    zsh = re.sub(r"_arguments.*|\[[^]\n]*\]|'\([^)]*\)", " ", zsh_text)
-    assert sorted(bash.split()) == sorted(tool.options)
-    assert sorted(re.findall(r"(?<!\w)-[\w-]+", zsh)) == sorted(tool.options)
-    for text in tool.completions:
-        assert all(" ".join(action.choices or ()) in text for action in tool.actions)
-
-
-@of_each_tool
-def test_options_table_has_the_words_of_the_help(tool):
+@of_each_command
+def test_table_of_options(kind):
     expected = {}
-    for action in tool.actions:
-        strings = action.option_strings or [action.dest]
-        choices = ",".join(action.choices or ())
-        value = action.metavar or (choices and f"{{{choices}}}")
-        if value:
-            strings = [*strings[:-1], f"{strings[-1]} {value}"]
-        expected[", ".join(f"`{string}`" for string in strings)] = action.help
-    assert tool.option_rows() == expected
+    for one in visible(kind):
+        strings = one.invocation.split(", ") if one.flags else [one.invocation]
+        expected[", ".join(f"`{each}`" for each in strings)] = one.help
+    assert table(kind) == expected
 
 
-@of_each_tool
-def test_hidden_option_is_in_no_help(tool):
-    assert "--ebpf" not in tool.parser.format_help()
+@of_each_command
+def test_manual_has_the_options(kind):
+    tags = "\n".join(re.findall(r"^\.TP\n(.*)", manual(kind, "OPTIONS"), re.M))
+    flags = sorted(re.findall(r"(?<![\w-])--?[\w-]+", tags))
+    assert flags == sorted(flag for one in visible(kind) for flag in one.flags)
+    for one in visible(kind):
+        assert one.flags or one.invocation in tags
 
 
-@of_each_tool
-def test_manual_has_all_sections(tool):
-    assert [name.strip('"') for name in re.findall(r"^\.SH (.*)", tool.manual, re.M)] == SECTIONS
+@of_each_command
+def test_help_has_the_options(kind):
+    for one in visible(kind):
+        assert f"  {one.invocation}" in help_of(kind)
 
 
-@of_each_tool
-def test_manual_and_changelog_name_the_version(tool):
-    assert f'"{tool.name} {command.VERSION}"' in tool.manual.split(".SH", 1)[0]
-    assert command.VERSION in CHANGELOG
+@of_each_command
+def test_manual_has_all_sections(kind):
+    found = re.findall(r"^\.SH (.*)", manual(kind), re.M)
+    assert [name.strip('"') for name in found] == SECTIONS
 
 
-@of_each_tool
-def test_the_command_can_be_run_from_the_checkout(tool):
-    assert os.access(ROOT / f"{tool.name}.py", os.X_OK)
+@of_each_command
+def test_the_version_is_the_same_everywhere(kind):
+    assert f'"{name_of(kind)} {VERSION}"' in manual(kind).split(".SH", 1)[0]
+    assert re.findall(r"^## \[(\d.*?)\]", text_of("CHANGELOG.md"), re.M)[0] == VERSION
+    assert text_of("debian/changelog").startswith(f"tcptop ({VERSION}-")
+
+
+@of_each_command
+def test_the_command_can_be_run_from_the_checkout(kind):
+    assert os.access(ROOT / f"{name_of(kind)}.py", os.X_OK)
 
 
 def test_pip_installs_every_module():
     settings = configparser.ConfigParser()
     settings.read(ROOT / "setup.cfg")
     modules = settings["options"]["py_modules"].split()
+    packages = settings["options"]["packages"].split()
     assert sorted(modules) == sorted(path.stem for path in ROOT.glob("*.py"))
-    scripts = settings["options.entry_points"]["console_scripts"].split("\n")
-    assert [script for script in scripts if script] == [
-        f"{tool.name} = {tool.name}:main" for tool in TOOLS
-    ]
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts) for path in ROOT.glob("tcptools/**/*.py")
+    }
+    assert sorted(packages) == sorted({*found, "tcptools.bpf"})
 
 
-def test_readme_names_every_file_of_the_tree():
-    paths = re.findall(r"^(\S+)  ", section(README, "## Layout"), re.M)
-    assert {path.name for path in ROOT.glob("*.py")} <= set(paths)
-    assert [path for path in paths if not (ROOT / path).exists()] == []
+def test_contributing_names_every_module():
+    named = set(re.findall(r"[\w/]+\.py", text_of("CONTRIBUTING.md")))
+    for path in ROOT.glob("tcptools/*.py"):
+        assert path.name == "__init__.py" or f"tcptools/{path.name}" in named
+    for path in named:
+        assert (ROOT / path).exists() or (ROOT / "tcptools/sources" / path).exists(), path
 
 
-def test_commands_of_the_readme_are_targets():
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([\w-]+)\s*:(?!=)", makefile, re.M))
-    commands = set(re.findall(r"(?:^|`)make ([\w-]+)", README, re.M))
-    assert {"run", "test"} <= commands <= targets
+def test_files_that_documents_name_exist():
+    for path in (
+        "README.md",
+        "CONTRIBUTING.md",
+        *(f"docs/{each.name}" for each in ROOT.glob("docs/*.md")),
+    ):
+        links = re.findall(r"\]\((?!http)([^)#]*)", text_of(path))
+        for link in filter(None, links):
+            assert ((ROOT / path).parent / link).exists(), (path, link)
+
+
+def test_commands_of_the_documents_are_targets():
+    targets = set(re.findall(r"^([\w-]+)\s*:(?!=)", text_of("Makefile"), re.M))
+    text = "".join(text_of(path) for path in ("README.md", "CONTRIBUTING.md"))
+    commands = set(re.findall(r"(?:^|`)make ([\w-]+)", text, re.M))
+    assert {"run", "test", "help"} <= commands <= targets
+    assert re.search(r"^([\w-]+):", text_of("Makefile"), re.M)[1] == "help", "the first target"
+
+
+def test_nothing_names_a_mirror():
+    for path in [*ROOT.glob("tests/*.py"), ROOT / "Makefile", ROOT / "README.md"]:
+        assert not re.search(r"https?://[\w.]*(debian|pypi)", path.read_text(encoding="utf-8"))

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from made import session
+from wcwidth import wcswidth
 
-import tcplife
-from lives import Text
-from session import IDENTITY
+from tcptools.life import Text
+from tcptools.options import Tcplife, parse
+from tcptools.session import IDENTITY
 
 # Half a second of the monotonic clock is 03:53:20 UTC on a day in 2025.
 EPOCH = 1763697200_000_000_000 - 500_000_000
@@ -40,7 +41,7 @@ def utc(monkeypatch):
 
 
 def lines(*arguments, lives=(SSH, SIX)):
-    text = Text(tcplife.create_parser().parse_args(arguments))
+    text = Text(parse(Tcplife, arguments))
     return text.header() + "".join(text.lines(lives, EPOCH))
 
 
@@ -115,8 +116,34 @@ def test_a_session_that_nobody_had():
 def test_no_name_gets_out_of_its_place(comm):
     hostile = life(comm=comm)
     for arguments in ([], ["-w"], ["-s"], ["--json"]):
-        (text,) = Text(tcplife.create_parser().parse_args(arguments)).lines([hostile], EPOCH)
+        (text,) = Text(parse(Tcplife, arguments)).lines([hostile], EPOCH)
         assert text.count("\n") == 1 and text[:-1].isprintable()
         if arguments == ["-s"]:
             (fields,) = csv.reader(io.StringIO(text))
             assert len(fields) == 10
+
+
+def window(columns, rows, lives, *arguments):
+    text = Text(parse(Tcplife, arguments))
+    return "".join(text.window(lives, EPOCH, columns, rows)).splitlines()
+
+
+@pytest.mark.parametrize("columns", [1, 60, 80, 100, 132, 300])
+@pytest.mark.parametrize("arguments", [(), ("-w",), ("-tT",)])
+def test_a_window_has_its_numbers_in_columns(columns, arguments):
+    wide = life(
+        comm="\u732b\u732b\u732b\u732b\u732b".encode(), laddr="fe80::1", raddr="2001:db8::2"
+    )
+    _, *rows = window(columns, 24, [SSH, wide], *arguments)
+    assert all(wcswidth(line) <= max(columns, 90) for line in rows)
+    ends = {wcswidth(line[: line.rindex(" ")]) for line in rows}
+    assert len(ends) == 1, "KB end in one column"
+
+
+def test_a_page_begins_with_the_header():
+    text = Text(parse(Tcplife, []))
+    lines = "".join(text.window([SSH] * 7, EPOCH, 80, 5)).splitlines()
+    lines += "".join(text.window([SSH], EPOCH, 80, 5)).splitlines()
+    assert [line.startswith("PID") for line in lines] == [i % 4 == 0 for i in range(11)]
+    assert list(text.window([], EPOCH, 80, 5)) == []
+    assert next(text.window([], EPOCH, 81, 5)).startswith("PID"), "after a resize"

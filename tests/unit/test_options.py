@@ -2,39 +2,46 @@
 """The command line: what is accepted, what it means, and what is refused."""
 
 import sys
+from argparse import ArgumentTypeError
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import command
 import tcptop
-from session import AF_INET, AF_INET6
+from tcptools import VERSION, options
+from tcptools.options import Tcplife, Tcptop
+from tcptools.session import AF_INET, AF_INET6
 
 
 def parse(*arguments):
-    return tcptop.create_parser().parse_args(arguments)
+    return options.parse(Tcptop, arguments)
 
 
 def test_defaults():
-    options = parse()
-    assert (options.interval, options.count) == ("1", sys.maxsize)
-    assert options.families == [AF_INET, AF_INET6]
-    assert (options.pids, options.lports, options.rports) == ([], [], [])
-    assert (options.sort, options.probe, options.max_sessions) == ("all", "auto", 65536)
-    assert not (options.noclear or options.nosummary or options.json or options.csv)
+    parsed = parse()
+    assert (parsed.interval, parsed.count) == ("1", sys.maxsize)
+    assert parsed.families == (AF_INET, AF_INET6)
+    assert (parsed.pids, parsed.lports, parsed.rports) == ((), (), ())
+    assert (parsed.cgroup, parsed.cgroupmap, parsed.mntnsmap) == (None, None, None)
+    assert (parsed.sort, parsed.probe, parsed.max_sessions) == ("all", "auto", 65536)
+    assert (parsed.noclear, parsed.nosummary, parsed.form) == (False, False, "text")
 
 
 def test_options_combine_freely():
-    options = parse("-Cp", "181")
-    assert (options.noclear, options.pids) == (True, [181])
-    options = parse("-C4", "5", "10")
-    assert (options.noclear, options.families) == (True, [AF_INET])
-    assert (options.interval, options.count) == ("5", 10)
-    options = parse("-6S", "-L", "22,443", "-D", "1,65535", "-p", "1,2", "0.5")
-    assert (options.families, options.nosummary) == ([AF_INET6], True)
-    assert (options.lports, options.rports, options.pids) == ([22, 443], [1, 65535], [1, 2])
-    assert options.interval == "0.5"
+    parsed = parse("-Cp", "181")
+    assert (parsed.noclear, parsed.pids) == (True, (181,))
+    parsed = parse("-C4", "5", "10")
+    assert (parsed.noclear, parsed.families) == (True, (AF_INET,))
+    assert (parsed.interval, parsed.count) == ("5", 10)
+    parsed = parse("-6S", "-L", "22,https", "-D", "1,65535", "-p", "1,2", "0.5", "-p2,3")
+    assert (parsed.families, parsed.nosummary) == ((AF_INET6,), True)
+    assert (parsed.lports, parsed.rports, parsed.pids) == ((22, 443), (1, 65535), (1, 2, 3))
+    assert parsed.interval == "0.5"
+    assert options.parse(Tcplife, ["-s"]).form == options.parse(Tcptop, ["--csv"]).form == "csv"
+
+
+BAD_SECONDS = ("0", "0.09", "nan", "inf", "1_0", " 1", "1e3")
 
 
 @pytest.mark.parametrize(
@@ -42,48 +49,59 @@ def test_options_combine_freely():
     [
         (["-4", "-6"], "not allowed with"),
         (["--json", "--csv"], "not allowed with"),
-        (["0"], "from 0.1 up"),
-        (["0.09"], "from 0.1 up"),
-        (["nan"], "from 0.1 up"),
-        (["inf"], "from 0.1 up"),
-        (["1", "0"], "from 1 up"),
-        (["1", "1.5"], "from 1 up"),
-        (["-p", "1;2"], "from 1 up"),
-        (["-p", "1,"], "from 1 up"),
+        *([[text], "no number of seconds"] for text in BAD_SECONDS),
+        (["\u0661"], "no number of seconds"),
+        (["1", "0"], "no whole number"),
+        (["1", "1.5"], "no whole number"),
+        *([["-p", text], ""] for text in ("1;2", "1,", "", ",", "2147483648", "9" * 5000)),
         (["-p", "-1"], "expected one argument"),
-        (["-p", "2147483648"], "from 1 up"),
-        (["-p", "\u0661"], "from 1 up"),
-        (["-L", "65536"], "at most 65535"),
-        (["-D", "http"], "from 1 up"),
+        (["-p", "nginx"], "pgrep -d, nginx"),
+        (["-p", "\u0661"], "pgrep"),
+        (["-L", "65536"], "65535"),
+        (["-L", ""], "port"),
+        (["-D", "no-such-service"], "no-such-service"),
+        (["-c", ""], ""),
+        (["--cgroupmap", ""], ""),
+        (["--mntnsmap", ""], ""),
+        (["-c", "a\0b"], ""),
+        (["--max-sessions", "16777217"], "16777216"),
         (["--probe", "tracepoint"], "invalid choice"),
         (["--sort", "rx"], "invalid choice"),
-        (["--rows", "0"], "from 1 up"),
+        (["--rows", "0"], "no whole number"),
         (["--no-such-option"], "unrecognized"),
+        (["--js"], "unrecognized"),
+        (["-i", "5"], "stand alone"),
         (["1", "2", "3"], "unrecognized"),
+        (["\033[2J"], "no number"),
     ],
 )
-def test_usage_errors(arguments, complaint, capsys):
+def test_usage_errors(arguments, complaint, capfd):
     with pytest.raises(SystemExit) as stopped:
         parse(*arguments)
-    printed = capsys.readouterr()
+    printed = capfd.readouterr()
     assert (stopped.value.code, printed.out) == (2, "")
-    assert printed.err.startswith("usage: tcptop ")
-    assert complaint in printed.err
+    usage, error, *rest = printed.err.split("\n")
+    assert usage.startswith("usage: tcptop ")
+    assert error.startswith("tcptop: error: ")
+    assert complaint in error
+    assert rest == [""]
+    assert (usage + error).isprintable()
 
 
 @given(st.text(max_size=12))
 def test_a_number_is_a_number_or_refused(text):
     """Nothing that the C compiler could take for more than a number gets through."""
-    try:
-        values = command.numbers(text)
-    except command.argparse.ArgumentTypeError:
-        return
-    assert all(type(value) is int and 0 < value < 1 << 31 for value in values)
+    for convert in (options.pids, options.ports):
+        try:
+            values = convert(text)
+        except ArgumentTypeError:
+            continue
+        assert all(type(value) is int and 0 < value < 1 << 31 for value in values)
 
 
 @given(st.lists(st.integers(1, 65535), min_size=1, max_size=5))
 def test_ports_are_read_as_written(ports):
-    assert command.ports(",".join(map(str, ports))) == ports
+    assert options.ports(",".join(map(str, ports))) == tuple(ports)
 
 
 def test_intervals_do_not_drift():
@@ -97,16 +115,19 @@ def test_intervals_do_not_drift():
     assert tcptop.following(3, 1.4999, 0.5) == 4
 
 
-def test_help_ends_with_examples(capsys):
+@pytest.mark.parametrize("kind", [Tcptop, Tcplife], ids=options.name_of)
+def test_help(kind, capsys):
     with pytest.raises(SystemExit) as stopped:
-        parse("--help")
+        options.parse(kind, ["--help"])
     text = capsys.readouterr().out
-    assert stopped.value.code == 0
-    assert text.endswith(tcptop.EXAMPLES)
+    assert stopped.value.code in (0, None)
+    assert "\nexamples:\n" in text
     assert "--ebpf" not in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_version(capsys):
     with pytest.raises(SystemExit) as stopped:
         parse("--version")
-    assert (stopped.value.code, capsys.readouterr().out) == (0, f"tcptop {command.VERSION}\n")
+    assert stopped.value.code in (0, None)
+    assert capsys.readouterr().out == f"tcptop {VERSION}\n"

@@ -6,20 +6,30 @@ from pathlib import Path
 
 import pytest
 
-import kernel
-import probes
-import tcptop
-from kernel import FIELDS, OPTIONAL_FIELDS, PinnedMap
+from tcptools import csource, kernel
+from tcptools.btf import FIELDS, OPTIONAL_FIELDS
+from tcptools.kernel import PinnedMap, Scope
+from tcptools.options import Tcptop, parse
+from tcptools.sources import traffic
 
-STORAGE, FENTRY, KPROBE = probes.TCPTOP.kinds
+STORAGE, FENTRY, KPROBE = traffic.tool(Tcptop()).kinds
+NOTHING = Scope(None, {})
 
 
-def macros(*arguments, kind=KPROBE, **checked):
-    """The macros of a command line; `checked` is what replaces a path once it was opened."""
-    options = tcptop.create_parser().parse_args(arguments)
-    vars(options).update(checked)
-    text = probes.program(probes.TCPTOP, options, kind, None)
-    return dict(re.findall(r"^#define (\w+(?:\(\w+\))?) (.*)$", text, re.M))
+def text(*arguments, kind=KPROBE, scope=NOTHING):
+    options = parse(Tcptop, arguments)
+    return csource.text(traffic.tool(options), kind, options, scope, None)
+
+
+def macros(*arguments, **settings):
+    """The macros of a command line."""
+    defined = re.findall(r"^#define (\w+(?:\(\w+\))?) (.*)$", text(*arguments, **settings), re.M)
+    return dict(defined)
+
+
+def kinds(btf, *arguments):
+    options = parse(Tcptop, arguments)
+    return csource.wanted_kinds(traffic.tool(options), options, btf)
 
 
 def test_without_filters():
@@ -55,15 +65,14 @@ def test_a_filter_for_sessions_leaves_the_other_conditions_true(arguments):
 
 
 def test_cgroup_and_maps():
-    defined = macros(
-        cgroup=(4711, 3), cgroupmap=PinnedMap(fd=5, flags=1), mntnsmap=PinnedMap(fd=6, flags=0)
-    )
+    maps = {"cgroupmap": PinnedMap(fd=5, flags=1), "mntnsmap": PinnedMap(fd=6, flags=0)}
+    defined = macros(scope=Scope((4711, 3), maps))
     assert (defined["CGROUP_ID"], defined["CGROUP_LEVEL"]) == ("4711", "3")
     assert (defined["CGROUPMAP_FLAGS"], defined["MNTNSMAP_FLAGS"]) == ("1", "0")
 
 
 def test_kinds():
-    defined = {kind: set(macros(kind=kind)) for kind in probes.TCPTOP.kinds}
+    defined = {kind: set(macros(kind=kind)) for kind in (STORAGE, FENTRY, KPROBE)}
     assert {"PROBE_FENTRY", "SOCKET_STORAGE"} <= defined[STORAGE]
     assert defined[FENTRY] == defined[STORAGE] - {"SOCKET_STORAGE"}
     assert defined[KPROBE] == defined[FENTRY] - {"PROBE_FENTRY"} | {"PROBE_KPROBE"}
@@ -71,7 +80,7 @@ def test_kinds():
 
 def test_every_offset_that_the_program_names_is_defined():
     text = "".join(
-        path.read_text(encoding="ascii") for path in Path(probes.BPF_DIRECTORY).glob("*.[ch]")
+        path.read_text(encoding="ascii") for path in Path(csource.BPF_DIRECTORY).glob("*.[ch]")
     )
     named = set(re.findall(r"OFFSET_(\w+)", text)) - {"field"}
     known = [*FIELDS.values(), *OPTIONAL_FIELDS.values()]
@@ -80,17 +89,15 @@ def test_every_offset_that_the_program_names_is_defined():
 
 def test_the_text_includes_nothing_by_a_relative_name():
     """It would be looked for in the working directory of whoever runs this, as root."""
-    text = probes.program(probes.TCPTOP, tcptop.create_parser().parse_args([]), KPROBE, None)
-    assert re.findall(r'#\s*include\s*"', text) == []
+    assert re.findall(r'#\s*include\s*"', text()) == []
 
 
 @pytest.mark.parametrize(
-    "option, kinds",
+    "option, expected",
     [("auto", [KPROBE]), ("kprobe", [KPROBE]), ("fentry", [])],
 )
-def test_without_btf_only_kprobes_are_tried(option, kinds):
-    options = tcptop.create_parser().parse_args(["--probe", option])
-    assert probes.wanted_kinds(probes.TCPTOP, options, None) == kinds
+def test_without_btf_only_kprobes_are_tried(option, expected):
+    assert kinds(None, "--probe", option) == expected
 
 
 class FakeBtf:
@@ -98,9 +105,8 @@ class FakeBtf:
 
 
 @pytest.mark.parametrize(
-    "realtime, kinds", [(False, [STORAGE, FENTRY, KPROBE]), (True, [FENTRY, KPROBE])]
+    "realtime, expected", [(False, [STORAGE, FENTRY, KPROBE]), (True, [FENTRY, KPROBE])]
 )
-def test_no_storage_where_it_may_sleep(realtime, kinds, monkeypatch):
+def test_no_storage_where_it_may_sleep(realtime, expected, monkeypatch):
     monkeypatch.setattr(kernel, "realtime", lambda: realtime)
-    options = tcptop.create_parser().parse_args([])
-    assert probes.wanted_kinds(probes.TCPTOP, options, FakeBtf()) == kinds
+    assert kinds(FakeBtf()) == expected

@@ -9,8 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made import session
 
-from report import CSV_HEADER, Interval, csv_lines, heading, json_lines, plain, rows, summary, table
-from session import AF_INET, AF_INET6, identify
+from tcptools.report import (
+    CSV_HEADER,
+    Interval,
+    csv_lines,
+    heading,
+    json_lines,
+    plain,
+    rows,
+    summary,
+    table,
+)
+from tcptools.session import AF_INET, AF_INET6, identify
 
 NOW = Interval(1763690000.1234, 1.00049, "03:53:20", "0.08 0.02 0.17 2/367 17342", 0)
 

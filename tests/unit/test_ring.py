@@ -5,20 +5,27 @@ import struct
 
 import pytest
 
-from probes import LIFE_RECORD, RING_SIZE, Lives
+from tcptools.sources.lives import RECORD, RING_SIZE, Lives
 
 HEADER = struct.Struct("@II")
 BUSY = 1 << 31
-SIZE = LIFE_RECORD.size
+SIZE = RECORD.size
 # Where the kernel began to write: at the start, and so that the third record goes over the end.
 POSITIONS = [0, 3 * RING_SIZE - 2 * SIZE - 8]
+
+
+class Nothing:
+    """Programs that have missed nothing."""
+
+    def new_missed(self):
+        return 0
 
 
 class Ring(Lives):
     """With memory of its own, as the kernel would map it."""
 
     def __init__(self, position):
-        self._counters, self._missed = [0], 0
+        self._programs = Nothing()
         self._read = memoryview(bytearray(struct.pack("@Q", position))).cast("Q")
         self._written = memoryview(bytearray(self._read)).cast("Q")
         self._data = memoryview(bytearray(2 * RING_SIZE))
@@ -31,7 +38,7 @@ class Ring(Lives):
     def reserve(self, number):
         """The place of a record that is being written."""
         position = self._written[0]
-        self._put(position, LIFE_RECORD.pack(number, *[0] * 7, b"", b"", b""))
+        self._put(position, RECORD.pack(number, *[0] * 7, b"", b"", b""))
         self._put(position, HEADER.pack(BUSY | SIZE - HEADER.size, 0))
         self._written[0] += SIZE
         return position
@@ -40,7 +47,7 @@ class Ring(Lives):
         self._put(position, HEADER.pack(SIZE - HEADER.size, 0))
 
     def numbers(self):
-        return [record[0] for record in self.fetch()[0]]
+        return [record[0] for record in self.drain()[0]]
 
 
 @pytest.mark.parametrize("position", POSITIONS)

@@ -1,82 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records of the kernel become sessions; sessions have an order and printable parts."""
 
-import ctypes
 import random
-import struct
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made import session
 
-from session import AF_INET, AF_INET6, IDENTITY, SORT_ORDERS, identify, layout, ranked
-
-
-def structure(*fields):
-    return type("struct", (ctypes.Structure,), {"_fields_": list(fields)})
-
-
-# struct identity and struct session of bpf/tcptop.c, on which every guest test depends.
-WHO = structure(
-    ("family", ctypes.c_ubyte),
-    ("unused", ctypes.c_ubyte * 3),
-    ("pid", ctypes.c_uint),
-    ("lport", ctypes.c_ushort),
-    ("rport", ctypes.c_ushort),
-    ("laddr", ctypes.c_ubyte * 16),
-    ("raddr", ctypes.c_ubyte * 16),
-    ("comm", ctypes.c_char * 16),
-)
-RECORD = structure(
-    ("rx_bytes", ctypes.c_ulonglong), ("tx_bytes", ctypes.c_ulonglong), ("identity", WHO)
-)
-
-
-def decode(block):
-    return list(layout(RECORD, "rx_bytes", "tx_bytes", "identity").iter_unpack(block))
-
-
-def test_records_are_decoded_one_after_the_other():
-    assert ctypes.sizeof(WHO) == IDENTITY.size
-    assert ctypes.sizeof(RECORD) == 80, "8+8+60 bytes, padded to a multiple of 8"
-    one = session(0xF1F2F3F4F5F6F7F8, 1 << 40)
-    record = RECORD(one[0], one[1], WHO.from_buffer_copy(one[2]))
-    block = bytes(record) + bytes(80) + bytes(record)
-    assert decode(block) == [one, (0, 0, bytes(60)), one]
-    assert decode(b"") == []
-    assert decode(memoryview(block)[:80]) == [one]
-
-
-def test_half_a_record_is_refused():
-    with pytest.raises(struct.error, match="multiple"):
-        decode(bytes(81))
-
-
-PART = structure(("bytes", ctypes.c_ulonglong), ("pid", ctypes.c_uint))
-WHOLE = structure(("born", ctypes.c_uint), ("parts", PART * 2), ("flag", ctypes.c_ubyte))
-
-
-@pytest.mark.parametrize(
-    "paths, expected",
-    [
-        (["born", "flag"], (1, 6)),
-        (["parts.0.pid"], (3,)),
-        (["parts.1.bytes", "parts.1.pid", "flag"], (4, 5, 6)),
-        (["parts.1"], (bytes(PART(4, 5)),)),
-        ([], ()),
-    ],
-)
-def test_parts_of_a_structure(paths, expected):
-    value = WHOLE(1, (PART * 2)(PART(1 << 40, 3), PART(4, 5)), 6)
-    of_whole = layout(WHOLE, *paths)
-    assert of_whole.size == ctypes.sizeof(WHOLE)
-    assert of_whole.unpack(bytes(value)) == expected
-
-
-def test_what_is_not_there_is_refused():
-    with pytest.raises(AttributeError):
-        layout(WHOLE, "parts.1.tgid")
+from tcptools.session import AF_INET, AF_INET6, IDENTITY, SORT_ORDERS, identify, ranked
 
 
 @given(

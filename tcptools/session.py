@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A session's traffic in one interval: what the kernel hands over, decoded and ordered."""
 
-import ctypes
 import socket
 import struct
 from collections.abc import Callable
 from functools import lru_cache
 from heapq import nlargest
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 AF_INET, AF_INET6 = int(socket.AF_INET), int(socket.AF_INET6)
 
@@ -19,6 +18,12 @@ KEPT = 65536
 # What one process moved over one TCP session in one interval: bytes of payload received and
 # sent, and whose they are, see identify(). There are many, so they are plain tuples.
 Session = tuple[int, int, bytes]
+
+
+# A session that has ended, struct life of bpf/tcplife.c: its beginning and end in ns of the
+# monotonic clock, the bytes of payload that it received and that its peer acknowledged, and
+# whose it is, see IDENTITY.
+Life = tuple[int, int, int, int, int, int, int, int, bytes, bytes, bytes]
 
 
 class Identity(NamedTuple):
@@ -88,28 +93,3 @@ def ranked(sessions: list[Session], order: str, limit: int) -> list[Session]:
     in_order = sorted(sessions, key=itemgetter(2))
     in_order.sort(key=size, reverse=True)
     return in_order[:limit]
-
-
-def layout(kind: Any, *paths: str) -> struct.Struct:
-    """How to read some parts of a ctypes type, given in the order they have in it.
-
-    A path is made of names of members and indexes of arrays, separated by dots. Structures
-    and arrays are read as bytes. The C structure stays the only declaration: bcc derives
-    the ctypes type from it. Raises AttributeError if it has no such member.
-    """
-    text, end = "", 0
-    for path in paths:
-        part, offset = kind, 0
-        for step in path.split("."):
-            if step.isdecimal():
-                part = part._type_
-                offset += int(step) * ctypes.sizeof(part)
-            else:
-                offset += getattr(part, step).offset
-                part = dict(part._fields_)[step]
-        size = ctypes.sizeof(part)
-        whole = issubclass(part, (ctypes.Structure, ctypes.Array))
-        text += f"{offset - end}x" + (f"{size}s" if whole else part._type_)
-        end = offset + size
-    # The type codes are those of native sizes.
-    return struct.Struct(f"@{text}{ctypes.sizeof(kind) - end}x")

@@ -6,15 +6,15 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from session import AF_INET, AF_INET6, KEPT, Identity, Session, identify
+from tcptools.session import AF_INET, AF_INET6, KEPT, Identity, Session, identify
+from tcptools.table import SESSIONS, SESSIONS6, fixed
 
-# Width of an address column and the suffix of its heading, by address family.
-FAMILIES = {AF_INET: (21, ""), AF_INET6: (32, "6")}
-BEGINNINGS = {
-    family: f"%-7d %-12.12s %-{width}s %-{width}s" for family, (width, _) in FAMILIES.items()
-}
+# The columns of a family's table, and the format of what is said there of a session, except
+# for its bytes.
+FAMILIES = {AF_INET: SESSIONS, AF_INET6: SESSIONS6}
+BEGINNINGS = {family: fixed(columns[:-2]) for family, columns in FAMILIES.items()}
 IP_VERSION = {AF_INET: 4, AF_INET6: 6}
 
 CSV_HEADER = "TIME,PID,COMM,FAMILY,LADDR,LPORT,RADDR,RPORT,RX_BYTES,TX_BYTES\r\n"
@@ -49,14 +49,11 @@ def summary(interval: Interval) -> str:
 
 def heading(family: int) -> str:
     """The column heads of a family's table."""
-    width, suffix = FAMILIES[family]
-    return (
-        f"{'PID':<7s} {'COMM':<12s} {'LADDR' + suffix:<{width}s} {'RADDR' + suffix:<{width}s}"
-        f" {'RX_KB':>6s} {'TX_KB':>6s}"
-    )
+    columns = FAMILIES[family]
+    return fixed(columns, cuts=False) % tuple(column.heading for column in columns)
 
 
-class _Beginnings(dict):
+class _Beginnings(dict[bytes, str]):
     """What stays the same of a session's line over the intervals, by its identity.
 
     A dictionary, because looking into an lru_cache takes a fiftieth of an output's time more.
@@ -76,8 +73,9 @@ _beginnings = _Beginnings()
 
 def rows(sessions: Iterable[Session], family: int) -> list[str]:
     """The lines of a family's sessions."""
+    rx, tx = (column.fixed for column in FAMILIES[family][-2:])
     return [
-        f"{_beginnings[identity]} {str(received >> 10).rjust(6)} {str(sent >> 10).rjust(6)}"
+        f"{_beginnings[identity]} {str(received >> 10).rjust(rx)} {str(sent >> 10).rjust(tx)}"
         for received, sent, identity in sessions
         if identity[0] == family
     ]
@@ -93,7 +91,7 @@ def table(sessions: Sequence[Session]) -> list[str]:
     return lines
 
 
-def members(who: Identity) -> dict:
+def members(who: Identity) -> dict[str, Any]:
     """What a JSON object says of a process and session."""
     return {**who._asdict(), "family": IP_VERSION[who.family]}
 
@@ -103,7 +101,7 @@ def json_lines(
 ) -> str:
     """The records of the sessions shown, and one of the interval that sums up `everything`."""
     stamp = {"time": round(interval.time, 3), "interval": round(interval.length, 3)}
-    records: list[dict] = []
+    records: list[dict[str, Any]] = []
     for received, sent, identity in sessions:
         records.append(
             {

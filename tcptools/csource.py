@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The C programs as one text: the files in bpf/, and what the command line and kernel decide.
+
+Needs neither bcc nor privileges. User input is in the text as numbers only.
+"""
+
+import os
+from typing import Any, NamedTuple, Optional
+
+from tcptools import btf as types
+from tcptools import kernel
+from tcptools.btf import Btf
+from tcptools.kernel import Scope
+from tcptools.options import Common
+
+
+def _directory() -> str:
+    """Where the C files are: beside this package, or where pip has put them, in it."""
+    package = os.path.dirname(os.path.realpath(__file__))
+    inside = os.path.join(package, "bpf")
+    return inside if os.path.isdir(inside) else os.path.join(os.path.dirname(package), "bpf")
+
+
+BPF_DIRECTORY = _directory()
+
+BPF_F_NO_PREALLOC = 1
+# What kinds of probe want the kernel to have, as macros of the text.
+SOCKET_STORAGE, GRAFT_FENTRY, GRAFT_KPROBE = "SOCKET_STORAGE", "GRAFT_FENTRY", "GRAFT_KPROBE"
+
+
+class Kind(NamedTuple):
+    """A way to trace: the name for --probe, and a macro for what else the kernel should have.
+
+    typed: the programs of tracepoints that read their arguments by type; raw: further programs of
+    raw tracepoints; both as pairs of a function in C and its tracepoint.
+    """
+
+    probe: str
+    extra: str = ""
+    typed: tuple[tuple[str, str], ...] = ()
+    raw: tuple[tuple[str, str], ...] = ()
+
+    def at_functions(self) -> bool:
+        """Whether it has probes at functions of the kernel, and not at tracepoints alone."""
+        return self.probe != "tracepoint" or bool(self.extra)
+
+
+class Iteration(NamedTuple):
+    """An iterator: its function in C, what of the kernel it goes through, and which map."""
+
+    function: str
+    target: str
+    map: str = ""
+
+
+class Tool(NamedTuple):
+    """A C program: its files in bpf/, its kinds, the best first, sizes by macro, its maps.
+
+    iterations: of each group, the first that the kernel takes is used, where it has BTF.
+    """
+
+    files: tuple[str, ...]
+    kinds: tuple[Kind, ...]
+    sizes: dict[str, int]
+    maps: tuple[str, ...]
+    iterations: tuple[tuple[Iteration, ...], ...] = ()
+
+
+def any_of(values: tuple[int, ...], name: str) -> str:
+    """A C condition: the variable is one of the values; always true for no values."""
+    return " || ".join(f"{name} == {value}" for value in values) or "1"
+
+
+def macros(
+    tool: Tool, kind: Kind, options: Common, scope: Scope, offsets: dict[str, Any], flags: int
+) -> str:
+    """The options as C macros. Everything in them is a number or chosen here."""
+    defined: dict[str, Any] = {
+        f"PROBE_{kind.probe.upper()}": 1,
+        "MAP_FLAGS": flags,
+        "PID_MATCHES(pid)": any_of(options.pids, "pid"),
+        **tool.sizes,
+    }
+    if kind.extra:
+        defined[kind.extra] = 1
+    if len(options.families) == 1 or options.lports or options.rports:
+        defined["SESSION_FILTER"] = 1
+        defined["FAMILY_MATCHES(family)"] = any_of(options.families, "family")
+        defined["LPORT_MATCHES(port)"] = any_of(options.lports, "port")
+        defined["RPORT_MATCHES(port)"] = any_of(options.rports, "port")
+    if scope.cgroup:
+        defined["CGROUP_ID"], defined["CGROUP_LEVEL"] = scope.cgroup
+    defined.update((f"{name.upper()}_FLAGS", pinned.flags) for name, pinned in scope.maps.items())
+    defined.update((f"OFFSET_{name}", offset) for name, offset in offsets.items())
+    return "".join(f"#define {macro} {value}\n" for macro, value in defined.items())
+
+
+def text(tool: Tool, kind: Kind, options: Common, scope: Scope, btf: Optional[Btf]) -> str:
+    """The whole C text. Without BTF the field offsets are left to the kernel headers."""
+    if btf:
+        offsets: dict[str, Any] = dict(types.field_offsets(btf))
+        headers = "#define HAVE_BTF\n"
+        for function in filter(btf.function, types.HELPER_FUNCTIONS):
+            headers += f"#define HAVE_{function}\n"
+        if btf.tracepoints_are_preempted():
+            headers += "#define TRACEPOINTS_PREEMPTED\n"
+    else:
+        offsets = {
+            field.rpartition(".")[2]: f"offsetof(struct {struct}, {field})"
+            for struct, fields in types.FIELDS.items()
+            for field in fields
+        }
+        headers = "#include <linux/tcp.h>\n#include <linux/nsproxy.h>\n"
+    # A kprobe program may not allocate map memory before Linux 6.1 gave BPF an allocator
+    # of its own (7c8199e24fa0), struct bpf_mem_alloc. In a real-time kernel that is refilled by a
+    # thread, which comes too late for a burst (irq_work, kernel/bpf/memalloc.c).
+    allocates = kind.probe == "fentry" or (btf and btf.struct("bpf_mem_alloc"))
+    allocates = allocates and not kernel.realtime()
+    flags = BPF_F_NO_PREALLOC if allocates else 0
+    parts = [headers, macros(tool, kind, options, scope, offsets, flags)]
+    for name in tool.files:
+        with open(os.path.join(BPF_DIRECTORY, name), encoding="ascii") as file:
+            parts.append(file.read())
+    return "".join(parts)
+
+
+def first_text(tool: Tool, options: Common, scope: Scope) -> str:
+    """The C text that would be tried first."""
+    btf = Btf() if os.path.exists(types.BTF) else None
+    return text(tool, wanted_kinds(tool, options, btf)[0], options, scope, btf)
+
+
+def wanted_kinds(tool: Tool, options: Common, btf: Optional[Btf]) -> list[Kind]:
+    """What to try for --probe, the best first; fentry takes its types from BTF."""
+    return [
+        kind
+        for kind in tool.kinds
+        if getattr(options, "probe", "auto") in ("auto", kind.probe)
+        and (btf or (kind.probe != "fentry" and kind.extra != GRAFT_FENTRY))
+        # Storage is made where a connection begins, with preemption off, and comes from
+        # kmalloc(), which may sleep in a real-time kernel.
+        and not (kind.extra == SOCKET_STORAGE and kernel.realtime())
+        and not (kind.at_functions() and kernel.ftrace_is_off())
+    ]

@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command lines. A field of a dataclass here is an option, whatever is to be known of it.
+
+The parser and --help are made from these tables, and so are the completions of shells; the
+documents are held to them by tests. What is parsed is one of these dataclasses, which nobody
+changes.
+"""
+
+import argparse
+import errno
+import os
+import re
+import shlex
+import socket
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
+from typing import Any, Generic, Literal, NamedTuple, NoReturn, Optional, TypeVar
+
+from tcptools import VERSION
+from tcptools.session import AF_INET, AF_INET6, SORT_ORDERS
+
+Value = TypeVar("Value")
+Value_co = TypeVar("Value_co", covariant=True)
+
+# The groups of options, in the order of --help.
+ARGUMENTS, FILTERS, OUTPUT, TRACING, ABOUT = GROUPS = (
+    "arguments", "filters, all of which a session has to pass", "output", "tracing", "about",
+)  # fmt: skip
+WIDTH, HELP_COLUMN = 80, 35  # of --help
+
+
+@dataclass(frozen=True)
+class Option(Generic[Value_co]):
+    """One option, or a positional argument if it has no flags."""
+
+    flags: tuple[str, ...]
+    help: str
+    # From the argument to the value; an option without it takes no argument, and means `const`.
+    convert: Optional[Callable[[str], Value_co]] = None
+    const: Optional[Value_co] = None
+    metavar: str = ""
+    choices: tuple[str, ...] = ()
+    # What a shell may offer for the argument.
+    offer: Literal["", "pids", "files", "directories"] = ""
+    # Whether the values of several uses, which are tuples then, are taken together.
+    adds_up: bool = False
+    # Whether it is in no help, completion or document.
+    hidden: bool = False
+
+    @property
+    def argument(self) -> str:
+        """What stands for its argument, "" if it takes none."""
+        return f"{{{','.join(self.choices)}}}" if self.choices else self.metavar
+
+    @property
+    def invocation(self) -> str:
+        """How it is written in every document, as -r, --rows N."""
+        return f"{', '.join(self.flags)} {self.argument}".strip()
+
+
+class Row(NamedTuple):
+    """A field of a command line, and the options that set it, which exclude each other."""
+
+    name: str
+    group: str
+    options: tuple[Option[Any], ...]
+
+
+def row(group: str, default: Value, *options: Option[Value]) -> Value:
+    """A field of a command line."""
+    made: Value = field(default=default, metadata={"group": group, "options": options})
+    return made
+
+
+def whole(text: str, most: int = (1 << 31) - 1) -> int:
+    """A whole number from 1 up."""
+    digits = text.lstrip("0")
+    number = int(digits) if re.fullmatch("[0-9]{1,10}", digits) else 0
+    if not 0 < number <= most:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is no whole number from 1 to {most}")
+    return number
+
+
+def sessions(text: str) -> int:
+    """How many sessions a map may hold."""
+    return whole(text, 1 << 24)
+
+
+def pids(text: str) -> tuple[int, ...]:
+    """Process ids, separated by commas."""
+    if not re.fullmatch("[0-9]+(,[0-9]+)*", text):
+        name = text if re.fullmatch(r"[A-Za-z][\w.-]{,14}", text, re.ASCII) else "NAME"
+        raise argparse.ArgumentTypeError(
+            f"{shown(text)} is no list of PIDs; pgrep -d, {name} prints one"
+        )
+    return tuple(map(whole, text.split(",")))
+
+
+def port(text: str) -> int:
+    """A TCP port, by its number or its name in services(5)."""
+    if re.fullmatch("[0-9]+", text):
+        return whole(text, 0xFFFF)
+    try:
+        return socket.getservbyname(text, "tcp")
+    except (OSError, ValueError):  # ValueError: there is a NUL or a surrogate in it
+        raise argparse.ArgumentTypeError(
+            f"{shown(text)} is neither a port's number nor a TCP service in services(5)"
+        ) from None
+
+
+def ports(text: str) -> tuple[int, ...]:
+    """TCP ports, separated by commas."""
+    return tuple(map(port, text.split(",")))
+
+
+def path(text: str) -> str:
+    """A path, or a name, which has to be something."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is no path")
+    return text
+
+
+def seconds(text: str) -> str:
+    """An interval as the user wrote it: a plain decimal number, .5 and 5. among them."""
+    decimal = re.fullmatch(r"[0-9]+\.?[0-9]*|\.[0-9]+", text)
+    if not decimal or not 0.1 <= float(text) <= 1e6:
+        raise argparse.ArgumentTypeError(
+            f"{shown(text)} is no number of seconds from 0.1 to 1000000; for a process: -p PID"
+        )
+    return text
+
+
+def shown(text: str) -> str:
+    """What was typed, for an error: quoted, and not at any length."""
+    return ascii(text if len(text) <= 40 else f"{text[:37]}...")
+
+
+# fmt: off
+@dataclass(frozen=True)
+class Common:
+    """What both commands take. Empty tuples, and None, filter nothing; all filters are ANDed."""
+
+    pids: tuple[int, ...] = row(FILTERS, (), Option(
+        ("-p", "--pid"), "only these processes", pids,
+        metavar="PID[,PID...]", offer="pids", adds_up=True))
+    cgroup: Optional[str] = row(FILTERS, None, Option(
+        ("-c", "--cgroup"), "only tasks in this cgroup v2 or below it, or in a unit of this name",
+        path, metavar="PATH", offer="directories"))
+    lports: tuple[int, ...] = row(FILTERS, (), Option(
+        ("-L", "--localport"), "only these local ports, or services", ports,
+        metavar="PORT[,PORT...]", adds_up=True))
+    rports: tuple[int, ...] = row(FILTERS, (), Option(
+        ("-D", "--remoteport"), "only these remote ports, or services", ports,
+        metavar="PORT[,PORT...]", adds_up=True))
+    families: tuple[int, ...] = row(FILTERS, (AF_INET, AF_INET6),
+        Option(("-4", "--ipv4"), "only IPv4 sessions", const=(AF_INET,)),
+        Option(("-6", "--ipv6"), "only IPv6 sessions", const=(AF_INET6,)))
+    verbose: bool = row(TRACING, False, Option(
+        ("-v", "--verbose"), "report on stderr how the kernel is traced", const=True))
+    ebpf: bool = row(TRACING, False, Option(
+        ("--ebpf",), "print the C program that would be tried first, and load nothing", const=True,
+        hidden=True))
+
+
+@dataclass(frozen=True)
+class Tcptop(Common):
+    """The command line of tcptop."""
+
+    interval: str = row(ARGUMENTS, "1", Option(
+        (), "seconds between outputs (default: 1)", seconds, metavar="interval"))
+    count: int = row(ARGUMENTS, sys.maxsize, Option(
+        (), "number of outputs (default: endless)", whole, metavar="count"))
+    cgroupmap: Optional[str] = row(FILTERS, None, Option(
+        ("--cgroupmap",), "only tasks whose cgroup v2 id is a key of this pinned BPF map", path,
+        metavar="MAPPATH", offer="files"))
+    mntnsmap: Optional[str] = row(FILTERS, None, Option(
+        ("--mntnsmap",), "only tasks whose mount namespace is a key of this pinned BPF map", path,
+        metavar="MAPPATH", offer="files"))
+    noclear: bool = row(OUTPUT, False, Option(
+        ("-C", "--noclear"), "rolling output: do not clear the screen", const=True))
+    nosummary: bool = row(OUTPUT, False, Option(
+        ("-S", "--nosummary"), "leave out the load-average line", const=True))
+    sort: str = row(OUTPUT, "all", Option(
+        ("-s", "--sort"), "what to sort by, largest first (default: all)", str,
+        choices=tuple(SORT_ORDERS)))
+    rows: int = row(OUTPUT, sys.maxsize, Option(
+        ("-r", "--rows"), "at most N sessions an output", whole, metavar="N"))
+    form: str = row(OUTPUT, "text",
+        Option(("--json",), "JSON lines instead of tables", const="json"),
+        Option(("--csv",), "CSV instead of tables", const="csv"))
+    probe: str = row(TRACING, "auto", Option(
+        ("--probe",), "how to trace the kernel (default: auto, the cheapest that works)", str,
+        choices=("auto", "fentry", "kprobe")))
+    max_sessions: int = row(TRACING, 65536, Option(
+        ("--max-sessions",), "sessions that one interval can hold (default: 65536)", sessions,
+        metavar="N"))
+
+
+@dataclass(frozen=True)
+class Tcplife(Common):
+    """The command line of tcplife."""
+
+    time: bool = row(OUTPUT, False, Option(
+        ("-T", "--time"), "include the local time (HH:MM:SS)", const=True))
+    timestamp: bool = row(OUTPUT, False, Option(
+        ("-t", "--timestamp"), "include the seconds since the first session shown", const=True))
+    wide: bool = row(OUTPUT, False, Option(
+        ("-w", "--wide"), "columns wide enough for IPv6 addresses", const=True))
+    form: str = row(OUTPUT, "text",
+        Option(("-s", "--csv"), "CSV instead of columns", const="csv"),
+        Option(("--json",), "JSON lines instead of columns", const="json"))
+# fmt: on
+
+
+Options = TypeVar("Options", bound=Common)
+
+# Of each command: its usage, what it is for, and examples.
+TEXTS: dict[type[Common], tuple[str, str, str]] = {
+    Tcptop: (
+        "tcptop [options] [interval] [count]",
+        "Show which processes send and receive how much over which TCP sessions.",
+        """\
+examples:
+  tcptop                   every second, the busiest sessions that fit
+  tcptop -C 5 10           ten outputs, five seconds apart, one below the other
+  tcptop -p 181,209        two processes only
+  tcptop -4 -L 22          IPv4 sessions of the local ssh server
+  tcptop -c nginx.service  one service, with its descendants
+  tcptop --json 1 60       a minute as JSON lines, one a session
+""",
+    ),
+    Tcplife: (
+        "tcplife [options]",
+        "Show TCP sessions that end: how long they lived and what they moved.",
+        """\
+examples:
+  tcplife                  every session that ends, as it ends
+  tcplife -tT              with the time of its end
+  tcplife -D 80,443        only sessions with remote ports 80 and 443
+  tcplife -w -p 181        one process, in columns wide enough for IPv6
+  tcplife -s >log          as CSV, for later
+""",
+    ),
+}
+# What other tools call an interval and a count.
+STRANGERS = "-[idn]|--(interval|delay|count|iterations)$"
+
+
+def name_of(kind: type[Common]) -> str:
+    """The name of the command that has this command line."""
+    return kind.__name__.lower()
+
+
+def help_of(kind: type[Common]) -> str:
+    """What --help prints. argparse's own is another with each Python."""
+    usage, description, examples = TEXTS[kind]
+    lines = [f"usage: {usage}", "", description]
+    for group in GROUPS:
+        options = visible(kind, group)
+        lines += ["", f"{group}:"] if options else []
+        for one in options:
+            start = f"  {one.invocation}"
+            if len(start) >= HELP_COLUMN:
+                lines.append(start)
+                start = ""
+            for line in textwrap.wrap(one.help, WIDTH - HELP_COLUMN):
+                lines.append(f"{start:{HELP_COLUMN}}{line}")
+                start = ""
+    return "\n".join([*lines, "", examples])
+
+
+def version_of(kind: type[Common]) -> str:
+    """What --version prints."""
+    return f"{name_of(kind)} {VERSION}\n"
+
+
+# They print a text in place of anything else, and set no field.
+SHOWING: tuple[Option[Callable[[type[Common]], str]], ...] = (
+    Option(("-h", "--help"), "show this help message and exit", const=help_of),
+    Option(("--version",), "show the version and exit", const=version_of),
+)
+
+
+def rows(kind: type[Common]) -> list[Row]:
+    """The table of a command line, hidden options included, in the order of GROUPS."""
+    found = [Row(each.name, **each.metadata) for each in fields(kind)]
+    found += [Row("", ABOUT, (one,)) for one in SHOWING]
+    return sorted(found, key=lambda each: GROUPS.index(each.group))
+
+
+def visible(kind: type[Common], *groups: str) -> list[Option[Any]]:
+    """The options that users may know of, in the order of rows(), or those of some groups."""
+    wanted = [each for each in rows(kind) if each.group in (groups or GROUPS)]
+    return [one for each in wanted for one in each.options if not one.hidden]
+
+
+class _Action(argparse.Action):
+    """What an option does where the parser meets it; `const` is the option."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        one = self.const
+        if one in SHOWING:
+            if not sys.stdout:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            sys.stdout.write(one.const(parser.kind))
+            parser.exit()
+        if one.adds_up:
+            values = tuple(dict.fromkeys([*(getattr(namespace, self.dest) or ()), *values]))
+        setattr(namespace, self.dest, values if one.convert else one.const)
+
+
+class _Parser(argparse.ArgumentParser):
+    """One whose errors are two lines: how the command is used, and what is wrong."""
+
+    def __init__(self, kind: type[Common]) -> None:
+        super().__init__(name_of(kind), TEXTS[kind][0], add_help=False, allow_abbrev=False)
+        self.kind = kind
+        for each in rows(kind):
+            group: Any = self.add_mutually_exclusive_group() if each.options[1:] else self
+            for one in each.options:
+                settings: dict[str, Any] = {"dest": each.name} if one.flags else {"nargs": "?"}
+                if one.convert:
+                    settings.update(type=one.convert, choices=one.choices or None)
+                else:
+                    settings.update(nargs=0)
+                group.add_argument(*one.flags or [each.name], action=_Action, const=one, **settings)
+
+    def refuse(self, rest: Sequence[str]) -> NoReturn:
+        """Exit for arguments that nothing is known of, and say what may have been meant."""
+        hint, name = "", rest[0].partition("=")[0]
+        flags = [each for one in visible(self.kind) for each in one.flags]
+        if longer := [each for each in flags if name[2:] and each.startswith(name)]:
+            hint = f"; did you mean {' or '.join(longer)}?"
+        elif visible(self.kind, ARGUMENTS) and re.match(STRANGERS, name):
+            hint = f"; interval and count stand alone: {self.prog} 5 10"
+        self.error(f"unrecognized arguments: {shlex.join(rest)}{hint}")
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2. What was typed stands in the message, and may hold anything."""
+        text = "".join(c if " " <= c <= "~" else "?" for c in message)
+        lines = f"usage: {self.usage}; see {self.prog} --help\n{self.prog}: error: {text}\n"
+        with suppress(OSError):
+            os.write(2, lines.encode("ascii"))
+        sys.exit(2)
+
+
+def parse(kind: type[Options], arguments: Optional[Sequence[str]] = None) -> Options:
+    """What a command line says. Exits with 2 if that is nothing.
+
+    --help and --version print and exit; raises OSError if there is no standard output.
+    """
+    parser = _Parser(kind)
+    # Intermixed, as in tcptop 5 -C 10. A field of which nothing was said is None.
+    found, rest = parser.parse_known_intermixed_args(arguments)
+    if rest:
+        parser.refuse(rest)
+    return kind(**{name: value for name, value in vars(found).items() if value is not None})

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What processes move over sessions, counted by probes all the time."""
+
+import os
+import signal
+import struct
+import time
+
+from tcptools import kernel, syscalls
+from tcptools.csource import SOCKET_STORAGE, Iteration, Kind, Tool
+from tcptools.kernel import Scope
+from tcptools.options import Tcptop
+from tcptools.program import COUNTING, INTERVAL, NOTING, PHASE, ROWS_MADE, SPECIALS_MADE, load
+from tcptools.session import IDENTITY, Session
+
+# Sockets remembered for each session that an interval can hold: most are idle.
+SOCKETS_PER_SESSION = 4
+# Sockets with helpers, see struct special in bpf/tcptop.h: there are few, and every output looks
+# through the whole map.
+MAX_SPECIALS = 16384
+# struct record of bpf/tcptop.h: its session, its key, and whether it is the last of the key.
+RECORD = struct.Struct(f"=QQ{IDENTITY.size}s20x")
+RECORD_KEY = struct.Struct("=80x16s")
+RECORD_OVER = struct.Struct("=76xI16s")
+# struct session of bpf/tcptop.h.
+ROW = struct.Struct(f"=QQ24x{IDENTITY.size}s4x")
+# Seconds that the search for open sockets may take where it has to wait for their locks.
+SEARCH_LIMIT = 5
+
+FILTERS = tuple(kernel.MAP_VALUE_SIZES)
+ROWS = ("rows_even", "rows_odd")
+SECOND = ("established", "inet_sock_set_state")
+TRACEPOINTS = (*((name, name) for name in ("inet_sock_set_state", "tcp_destroy_sock")), SECOND)
+
+
+def tool(options: Tcptop) -> Tool:
+    """The C program and its sizes."""
+    return Tool(
+        files=("common.h", "tcptop.h", "counting.h", "tcptop.c"),
+        # fentry needs Linux 5.5 (on arm64 6.4), and socket storage in its programs 5.11.
+        kinds=(
+            Kind("fentry", SOCKET_STORAGE, TRACEPOINTS),
+            Kind("fentry", typed=TRACEPOINTS),
+            Kind("kprobe", raw=(SECOND,)),
+        ),
+        sizes={
+            "MAX_SESSIONS": options.max_sessions,
+            "MAX_SOCKETS": options.max_sessions * SOCKETS_PER_SESSION,
+            "MAX_SPECIALS": MAX_SPECIALS,
+        },
+        maps=("rows", *ROWS, "specials", *(name for name in FILTERS if getattr(options, name))),
+        iterations=(
+            *((Iteration("emit_row", "bpf_map_elem", name),) for name in ROWS),
+            (Iteration("emit_special", "bpf_map_elem", "specials"),),
+            (Iteration("note_file", "task_file"), Iteration("note_socket", "tcp")),
+        ),
+    )
+
+
+class Traffic:
+    """What processes move over sessions."""
+
+    def __init__(self, options: Tcptop, scope: Scope) -> None:
+        self._programs = load(tool(options), options, scope)
+        self.notes, self.warnings = self._programs.notes, self._programs.warnings
+        self._counters, self._iterators = self._programs.counters, self._programs.iterators
+        maps = self._programs.maps
+        self._rows, self._slots = tuple(maps[name] for name in ROWS), maps["rows"]
+        self._interval, self._specials_over = 0, 0
+        for name, pinned in scope.maps.items():
+            syscalls.put(maps[name], 0, pinned.fd)
+        for parity, rows in enumerate(self._rows):
+            syscalls.put(self._slots, parity, rows)
+        self._counters[PHASE] = NOTING
+        self._note_open_sockets()
+        # The programs are attached since load(), but what they saw was before the start.
+        self._made = -1
+        self.drain()
+        self._counters[PHASE] = COUNTING
+        self._programs.new_missed()
+
+    def _note_open_sockets(self) -> None:
+        """Have the positions of all TCP sockets that are open already recorded."""
+        files = self._iterators.get(("note_file", ""))
+        sockets = self._iterators.get(("note_socket", ""))
+        if files:
+            syscalls.iterate(files)
+        if not sockets:
+            return
+        # The kernel takes the lock of each socket for this iterator, and waits for it where its
+        # owner sleeps with it (bpf_iter_tcp_seq_show(), net/ipv4/tcp_ipv4.c).
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                # It may have to be left behind, and would keep our probes attached.
+                os.closerange(3, sockets)
+                os.closerange(sockets + 1, 1 << 16)
+                for _ in kernel.network_namespaces():
+                    syscalls.iterate(sockets)
+                status = 0
+            finally:
+                os._exit(status)
+        limit, reason = time.monotonic() + SEARCH_LIMIT, "the search for open sockets failed"
+        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+            if time.monotonic() > limit:
+                os.kill(child, signal.SIGKILL)
+                reason = "a process sleeps with a locked socket"
+                break
+            time.sleep(0.01)
+        if ended[1] or not ended[0]:
+            self.warnings.append(
+                f"{reason}, so not all sockets that were open before are known: the first use of"
+                " each is not counted"
+            )
+
+    def _turn(self) -> None:
+        """Begin the next interval: at the return no program counts for the last one any more."""
+        # Nobody who settled a share may hold a row any more that the last call has taken.
+        syscalls.put(self._slots, self._interval % 2, self._rows[self._interval % 2])
+        last, self._interval = self._interval, self._interval + 1
+        self._counters[INTERVAL] = self._interval
+        syscalls.put(self._slots, last % 2, self._rows[last % 2])
+
+    def drain(self) -> tuple[list[Session], int]:
+        """The sessions since the last call, and how many events were missed in that time."""
+        missed, made = self._programs.new_missed(), self._counters[ROWS_MADE]
+        # Before the turn, so that they are of the interval that ends.
+        special = self._specials() if self._counters[SPECIALS_MADE] > self._specials_over else []
+        if made == self._made:
+            return special, missed
+        self._made = made
+        self._turn()
+        found = self._taken(self._interval - 1)
+        # A row is made for bytes, so one without any has lost what it was made for.
+        sessions = [session for session in found if session[0] or session[1]]
+        return joined(sessions, special), missed + len(found) - len(sessions)
+
+    def _specials(self) -> list[Session]:
+        """What was moved on connections that others than their owners work on."""
+        block = syscalls.iterate(self._iterators["emit_special", "specials"])
+        over = {key for last, key in RECORD_OVER.iter_unpack(block) if last}
+        self._specials_over += syscalls.delete(self._programs.maps["specials"], list(over))
+        return [session for session in RECORD.iter_unpack(block) if session[0] or session[1]]
+
+    def _taken(self, interval: int) -> list[Session]:
+        """Take all rows of an interval that is over, and with them what the shares hold."""
+        rows, name = self._rows[interval % 2], ROWS[interval % 2]
+        if ("emit_row", name) in self._iterators:
+            block = syscalls.iterate(self._iterators["emit_row", name])
+            syscalls.delete(rows, [key for (key,) in RECORD_KEY.iter_unpack(block)])
+            return list(RECORD.iter_unpack(block))
+        # Without BTF there are no iterators, and no shares either.
+        blocks = syscalls.take(rows, key_size=16, value_size=ROW.size)
+        return [session for block in blocks for session in ROW.iter_unpack(block)]
+
+
+def joined(sessions: list[Session], special: list[Session]) -> list[Session]:
+    """One list of two, in which a process and session have one entry each."""
+    if not special:
+        return sessions
+    sums: dict[bytes, tuple[int, int]] = {}
+    for rx, tx, identity in (*sessions, *special):
+        before = sums.get(identity, (0, 0))
+        sums[identity] = (before[0] + rx, before[1] + tx)
+    return [(rx, tx, identity) for identity, (rx, tx) in sums.items()]
