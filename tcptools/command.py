@@ -83,11 +83,13 @@ class Command:
     def hold_terminal(self, leave: Callable[[], None], resume: Callable[[], None]) -> None:
         """Have the terminal given back while the process is stopped, or before it dies."""
         self._leave, self._resume = leave, resume
-        signal.signal(signal.SIGTSTP, self._stop)
+        if signal.getsignal(signal.SIGTSTP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGTSTP, self._stop)
 
     def release_terminal(self) -> None:
         """The terminal has been given back."""
-        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGTSTP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         self._leave = self._resume = None
 
     def _stop(self, number: int, _: Any) -> None:

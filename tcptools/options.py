@@ -7,7 +7,6 @@ changes.
 """
 
 import argparse
-import errno
 import os
 import re
 import shlex
@@ -303,10 +302,9 @@ class _Action(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
         one = self.const
         if one in SHOWING:
-            if not sys.stdout:
-                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-            sys.stdout.write(one.const(parser.kind))
-            parser.exit()
+            with suppress(BrokenPipeError):
+                os.write(1, one.const(parser.kind).encode("ascii"))
+            sys.exit()
         if one.adds_up:
             values = tuple(dict.fromkeys([*(getattr(namespace, self.dest) or ()), *values]))
         setattr(namespace, self.dest, values if one.convert else one.const)
@@ -350,7 +348,7 @@ class _Parser(argparse.ArgumentParser):
 def parse(kind: type[Options], arguments: Optional[Sequence[str]] = None) -> Options:
     """What a command line says. Exits with 2 if that is nothing.
 
-    --help and --version print and exit; raises OSError if there is no standard output.
+    --help and --version print and exit; raises OSError if standard output does not take it.
     """
     parser = _Parser(kind)
     # Intermixed, as in tcptop 5 -C 10. A field of which nothing was said is None.

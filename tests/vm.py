@@ -35,7 +35,7 @@ HOST_PACKAGES = [
     "binutils", "busybox-static", "ca-certificates", "file", "kmod", "man-db", "mandoc",
     "mmdebstrap", "python3-venv", "qemu-system-x86",
 ]  # fmt: skip
-DEMO_PACKAGES = ["curl", "iperf3", "python3-bpfcc"]
+DEMO_PACKAGES = ["curl", "iperf3", "python3-bpfcc", "python3-wcwidth"]
 GUEST_PACKAGES = [
     "bpfcc-tools", "bpftool", "ca-certificates", "curl", "iperf3", "iproute2", "jq", "kmod",
     "libbpf-tools", "libcap2-bin", "linux-headers-{kernel}", "linux-image-{kernel}", "lsb-release",

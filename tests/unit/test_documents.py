@@ -4,12 +4,24 @@
 import configparser
 import os
 import re
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tcptools import VERSION
-from tcptools.options import Tcplife, Tcptop, help_of, name_of, visible
+from tcptools.options import (
+    ARGUMENTS,
+    GROUPS,
+    TEXTS,
+    Tcplife,
+    Tcptop,
+    help_of,
+    name_of,
+    rows,
+    visible,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = [Tcptop, Tcplife]
@@ -24,61 +36,110 @@ def text_of(path):
     return (ROOT / path).read_text(encoding="utf-8")
 
 
-def table(kind):
-    """{first cell: second cell} of the documents' table of a command's options."""
-    document = "README.md" if kind is Tcptop else "docs/tcplife.md"
-    lines = [line for line in text_of(document).splitlines() if re.match(r"\| `[-ic]", line)]
-    return dict(line.strip("| ").split(" | ", 1) for line in lines)
+# Those in Markdown, by their paths from the root.
+DOCUMENTS = {
+    str(path.relative_to(ROOT)): text_of(path)
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+}
 
 
-def manual(kind, heading=None):
-    """A manual page, or a section of it, with plain hyphens."""
-    text = text_of(f"man/{name_of(kind)}.8").replace("\\-", "-")
-    return re.split(r"^\.SH ", text.split(f".SH {heading}\n", 1)[1], maxsplit=1, flags=re.M)[0] if (
-        heading
-    ) else text  # fmt: skip
+def tables():
+    """[{first cell: second cell}] of all tables of README.md and docs/ about options."""
+    for path, text in DOCUMENTS.items():
+        if path == "README.md" or path.startswith("docs/"):
+            for table in re.findall(r"(?:^\|.*\n)+", text, re.M):
+                cells = [line.strip("| ").split(" | ", 1) for line in table.splitlines()]
+                found = {cell[0].replace("`", ""): cell[-1] for cell in cells if cell[0][:1] == "`"}
+                if "-h, --help" in found:
+                    yield found
 
 
-def words(option):
-    """What an option is called, with what it takes: the words that every document has."""
-    return re.findall(r"[\w,\[\].{}-]+", option.invocation)
+def in_markdown(kind):
+    """{how an option is written: its help} of the only table with what this command alone has."""
+    others = {one.invocation for other in KINDS if other is not kind for one in visible(other)}
+    own = {one.invocation for one in visible(kind)} - others
+    [found] = [table for table in tables() if own & set(table)]
+    return found
+
+
+def manual(kind, heading):
+    """The lines of a section of a manual page, each as it is read."""
+    text = text_of(f"man/{name_of(kind)}.8").split(f"\n.SH {heading}\n", 1)[1]
+    return [
+        plain(line) for line in re.split(r"^\.SH ", text, maxsplit=1, flags=re.M)[0].split("\n")
+    ]
+
+
+def plain(line):
+    """A line of roff without fonts. Macros that alternate them leave no space between words."""
+    macro, _, rest = line.partition(" ")
+    if macro in (".BR", ".BI", ".RB", ".RI", ".IR", ".IB"):
+        line = "".join(shlex.split(rest))
+    elif macro in (".B", ".I"):
+        line = " ".join(shlex.split(rest))
+    return re.sub(r"\\f.", "", line).replace("\\-", "-")
+
+
+def in_manual(kind):
+    """What is in the first column, which is all that is the same as elsewhere."""
+    lines = manual(kind, "OPTIONS")
+    found = [tag for macro, tag in zip(lines, lines[1:]) if macro == ".TP"]
+    assert len(set(found)) == len(found)
+    return dict.fromkeys(found)
+
+
+def in_help(kind):
+    """The same of --help."""
+    entries = re.findall(r"^  (\S.*?)  +(\S.*(?:\n {20}.*)*)", help_of(kind), re.M)
+    examples = TEXTS[kind][2]
+    return {one: " ".join(help.split()) for one, help in entries if f"  {one} " not in examples}
+
+
+@pytest.mark.parametrize("read", [in_markdown, in_manual, in_help])
+@of_each_command
+def test_options_are_written_as_in_their_table(read, kind):
+    found = read(kind)
+    assert list(found) == [one.invocation for one in visible(kind)], "also in this order"
+    for one in visible(kind):
+        assert found[one.invocation] in (one.help, None)
 
 
 @of_each_command
-def test_table_of_options(kind):
-    expected = {}
-    for one in visible(kind):
-        strings = one.invocation.split(", ") if one.flags else [one.invocation]
-        expected[", ".join(f"`{each}`" for each in strings)] = one.help
-    assert table(kind) == expected
+def test_synopsis(kind):
+    """Short names, where there are, with what excludes what; positional arguments are last."""
+    table = sorted(rows(kind), key=lambda each: each.group == ARGUMENTS)
+    expected = [name_of(kind)]
+    for each in table:
+        shown = [one for one in each.options if not one.hidden]
+        words = [" ".join([*one.flags[:1], *one.argument.split()]) for one in shown]
+        expected += [f"[{'|'.join(words)}]"] if words else []
+    lines = [line for line in manual(kind, "SYNOPSIS") if line and line[0] != "."]
+    assert " ".join(lines) == " ".join(expected)
 
 
 @of_each_command
-def test_manual_has_the_options(kind):
-    tags = "\n".join(re.findall(r"^\.TP\n(.*)", manual(kind, "OPTIONS"), re.M))
-    flags = sorted(re.findall(r"(?<![\w-])--?[\w-]+", tags))
-    assert flags == sorted(flag for one in visible(kind) for flag in one.flags)
-    for one in visible(kind):
-        assert one.flags or one.invocation in tags
-
-
-@of_each_command
-def test_help_has_the_options(kind):
-    for one in visible(kind):
-        assert f"  {one.invocation}" in help_of(kind)
+def test_manual_has_the_groups_of_the_help(kind):
+    titles = [line[4:].lower() for line in manual(kind, "OPTIONS") if line.startswith(".SS ")]
+    assert titles == [group.split(",")[0] for group in GROUPS if visible(kind, group)]
 
 
 @of_each_command
 def test_manual_has_all_sections(kind):
-    found = re.findall(r"^\.SH (.*)", manual(kind), re.M)
+    found = re.findall(r"^\.SH (.*)", text_of(f"man/{name_of(kind)}.8"), re.M)
     assert [name.strip('"') for name in found] == SECTIONS
 
 
 @of_each_command
+def test_usage_of_markdown(kind):
+    assert any(f"\n`{TEXTS[kind][0]}`\n" in text for text in DOCUMENTS.values())
+
+
+@of_each_command
 def test_the_version_is_the_same_everywhere(kind):
-    assert f'"{name_of(kind)} {VERSION}"' in manual(kind).split(".SH", 1)[0]
-    assert re.findall(r"^## \[(\d.*?)\]", text_of("CHANGELOG.md"), re.M)[0] == VERSION
-    assert text_of("debian/changelog").startswith(f"tcptop ({VERSION}-")
+    [title] = re.findall(r"^\.TH .*", text_of(f"man/{name_of(kind)}.8"), re.M)
+    assert f'"{name_of(kind)} {VERSION}"' in title
+    assert re.findall(r"^## \[(\d.*?)\]", DOCUMENTS["CHANGELOG.md"], re.M)[0] == VERSION
+    assert re.match(r"tcptop \((.*?)(-\d+)?\) ", text_of("debian/changelog"))[1] == VERSION
 
 
 @of_each_command
@@ -89,40 +150,68 @@ def test_the_command_can_be_run_from_the_checkout(kind):
 def test_pip_installs_every_module():
     settings = configparser.ConfigParser()
     settings.read(ROOT / "setup.cfg")
-    modules = settings["options"]["py_modules"].split()
-    packages = settings["options"]["packages"].split()
-    assert sorted(modules) == sorted(path.stem for path in ROOT.glob("*.py"))
-    found = {
-        ".".join(path.parent.relative_to(ROOT).parts) for path in ROOT.glob("tcptools/**/*.py")
-    }
-    assert sorted(packages) == sorted({*found, "tcptools.bpf"})
+    options = settings["options"]
+    assert settings["metadata"]["version"] == "attr: tcptools.VERSION"
+    # Made by tests, or by builds, or none of what is installed.
+    apart = {"tests", "completions", "build", "dist"}
+    modules, packages = [], {"tcptools.bpf"}
+    for path in ROOT.rglob("*.py"):
+        *parents, name = path.relative_to(ROOT).parts
+        if not parents:
+            modules.append(name[:-3])
+        elif parents[0] not in apart and not parents[0].startswith("."):
+            packages.add(".".join(parents))
+    assert sorted(options["py_modules"].split()) == sorted(modules)
+    assert sorted(options["packages"].split()) == sorted(packages)
+    assert options["package_dir"].split() == ["tcptools.bpf", "=", "bpf"]
+    data = settings["options.package_data"]["tcptools.bpf"].split()
+    matched = {path for pattern in data for path in (ROOT / "bpf").glob(pattern)}
+    assert set((ROOT / "bpf").rglob("*.h")) <= matched
+    assert set((ROOT / "bpf").rglob("*.c")) <= matched
+
+
+def test_pip_makes_the_commands():
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    scripts = settings["options.entry_points"]["console_scripts"].strip().split("\n")
+    assert scripts == [f"{name_of(kind)} = {name_of(kind)}:main" for kind in KINDS]
 
 
 def test_contributing_names_every_module():
-    named = set(re.findall(r"[\w/]+\.py", text_of("CONTRIBUTING.md")))
+    named = set(re.findall(r"[\w/]+\.py", DOCUMENTS["CONTRIBUTING.md"]))
     for path in ROOT.glob("tcptools/*.py"):
         assert path.name == "__init__.py" or f"tcptools/{path.name}" in named
+    for path in ROOT.glob("tcptools/*/*.py"):
+        assert path.name == "__init__.py" or path.name in named
     for path in named:
         assert (ROOT / path).exists() or (ROOT / "tcptools/sources" / path).exists(), path
 
 
-def test_files_that_documents_name_exist():
-    for path in (
-        "README.md",
-        "CONTRIBUTING.md",
-        *(f"docs/{each.name}" for each in ROOT.glob("docs/*.md")),
-    ):
-        links = re.findall(r"\]\((?!http)([^)#]*)", text_of(path))
-        for link in filter(None, links):
-            assert ((ROOT / path).parent / link).exists(), (path, link)
+@pytest.mark.parametrize("path", DOCUMENTS)
+def test_files_that_documents_name_exist(path):
+    for link in re.findall(r"\]\((?!http)([^)#]+)", DOCUMENTS[path]):
+        assert ((ROOT / path).parent / link).exists(), link
 
 
 def test_commands_of_the_documents_are_targets():
-    targets = set(re.findall(r"^([\w-]+)\s*:(?!=)", text_of("Makefile"), re.M))
-    text = "".join(text_of(path) for path in ("README.md", "CONTRIBUTING.md"))
-    commands = set(re.findall(r"(?:^|`)make ([\w-]+)", text, re.M))
+    makefile = text_of("Makefile")
+    targets = set(re.findall(r"^([\w-]+)\s*:(?!=)", makefile, re.M))
+    text = "\n".join(text for path, text in DOCUMENTS.items() if path != "CHANGELOG.md")
+    commands = set(re.findall(r"(?:^|`)make ([a-z][\w-]*)", text, re.M))
     assert {"run", "test", "help"} <= commands <= targets
-    assert re.search(r"^([\w-]+):", text_of("Makefile"), re.M)[1] == "help", "the first target"
+    assert re.search(r"^([\w-]+):", makefile, re.M)[1] == "help", "the first target"
+
+
+def test_make_help_names_every_target():
+    phony = re.findall(r"^\.PHONY:((?:.*\\\n)*.*)", text_of("Makefile"), re.M)[0]
+    environment = {name: value for name, value in os.environ.items() if name[:4] != "MAKE"}
+    result = subprocess.run(
+        ["make", "-s", "help"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    lines = [line.split(None, 1) for line in result.stdout.splitlines()]
+    assert sorted(words[0] for words in lines) == sorted(phony.replace("\\", "").split())
+    assert all(len(words) == 2 for words in lines), "each with what it does"
 
 
 def test_nothing_names_a_mirror():

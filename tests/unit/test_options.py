@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: what is accepted, what it means, and what is refused."""
 
+import dataclasses
+import os
+import re
+import socket
+import subprocess
 import sys
 from argparse import ArgumentTypeError
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,38 +16,105 @@ from hypothesis import strategies as st
 
 import tcptop
 from tcptools import VERSION, options
-from tcptools.options import Tcplife, Tcptop
+from tcptools.options import Tcplife, Tcptop, name_of, rows, visible
 from tcptools.session import AF_INET, AF_INET6
 
+ROOT = Path(__file__).resolve().parents[2]
+KINDS = [Tcptop, Tcplife]
+of_each_command = pytest.mark.parametrize("kind", KINDS, ids=name_of)
 
-def parse(*arguments):
-    return options.parse(Tcptop, arguments)
+
+def parse(*arguments, kind=Tcptop):
+    return options.parse(kind, arguments)
+
+
+def refused(capfd, *arguments, kind=Tcptop):
+    """The message for a command line that is wrong, on the second of two lines."""
+    with pytest.raises(SystemExit) as stopped:
+        parse(*arguments, kind=kind)
+    printed = capfd.readouterr()
+    assert (stopped.value.code, printed.out) == (2, "")
+    usage, error, rest = printed.err.split("\n")
+    assert usage.startswith(f"usage: {name_of(kind)} ")
+    assert rest == ""
+    assert usage.isprintable() and error.isprintable() and error.isascii()
+    start = f"{name_of(kind)}: error: "
+    assert error.startswith(start)
+    return error[len(start) :]
 
 
 def test_defaults():
-    parsed = parse()
-    assert (parsed.interval, parsed.count) == ("1", sys.maxsize)
-    assert parsed.families == (AF_INET, AF_INET6)
-    assert (parsed.pids, parsed.lports, parsed.rports) == ((), (), ())
-    assert (parsed.cgroup, parsed.cgroupmap, parsed.mntnsmap) == (None, None, None)
-    assert (parsed.sort, parsed.probe, parsed.max_sessions) == ("all", "auto", 65536)
-    assert (parsed.noclear, parsed.nosummary, parsed.form) == (False, False, "text")
+    found = parse()
+    assert (found.interval, found.count, found.rows) == ("1", sys.maxsize, sys.maxsize)
+    assert found.families == (AF_INET, AF_INET6)
+    assert (found.pids, found.lports, found.rports) == ((), (), ())
+    assert (found.sort, found.form, found.probe) == ("all", "text", "auto")
+    assert found.max_sessions == 65536
+    assert found.cgroup is found.cgroupmap is found.mntnsmap is None
+    assert not (found.noclear or found.nosummary or found.verbose or found.ebpf)
+    found = parse(kind=Tcplife)
+    assert (found.form, found.time, found.timestamp, found.wide) == ("text", False, False, False)
+
+
+def test_nobody_changes_what_is_parsed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        parse().pids = (1,)
 
 
 def test_options_combine_freely():
-    parsed = parse("-Cp", "181")
-    assert (parsed.noclear, parsed.pids) == (True, (181,))
-    parsed = parse("-C4", "5", "10")
-    assert (parsed.noclear, parsed.families) == (True, (AF_INET,))
-    assert (parsed.interval, parsed.count) == ("5", 10)
-    parsed = parse("-6S", "-L", "22,https", "-D", "1,65535", "-p", "1,2", "0.5", "-p2,3")
-    assert (parsed.families, parsed.nosummary) == ((AF_INET6,), True)
-    assert (parsed.lports, parsed.rports, parsed.pids) == ((22, 443), (1, 65535), (1, 2, 3))
-    assert parsed.interval == "0.5"
-    assert options.parse(Tcplife, ["-s"]).form == options.parse(Tcptop, ["--csv"]).form == "csv"
+    found = parse("-Cp", "181")
+    assert (found.noclear, found.pids) == (True, (181,))
+    found = parse("-C4", "5", "10")
+    assert (found.noclear, found.families) == (True, (AF_INET,))
+    assert (found.interval, found.count) == ("5", 10)
+    found = parse("-6S", "-L", "22,443", "-D", "1,65535", "-p", "1,2", "0.5")
+    assert (found.families, found.nosummary) == ((AF_INET6,), True)
+    assert (found.lports, found.rports, found.pids) == ((22, 443), (1, 65535), (1, 2))
+    assert found.interval == "0.5"
+    found = parse("-tTws", kind=Tcplife)
+    assert (found.form, found.time, found.timestamp, found.wide) == ("csv", True, True, True)
 
 
-BAD_SECONDS = ("0", "0.09", "nan", "inf", "1_0", " 1", "1e3")
+@pytest.mark.parametrize("arguments", ["5 10 -C", "5 -C 10", "-C 5 10", "-C -- 5 10", "5 -C -- 10"])
+def test_interval_and_count_stand_anywhere(arguments):
+    found = parse(*arguments.split())
+    assert (found.interval, found.count, found.noclear) == ("5", 10, True)
+
+
+def test_lists_add_up():
+    found = parse("-p", "1,2", "-p", "2,3", "-L", "22", "--localport=80", "-D", "1", "-D1")
+    assert (found.pids, found.lports, found.rports) == ((1, 2, 3), (22, 80), (1,))
+    assert parse("-p", "4").pids == (4,), "nothing is left of an earlier command line"
+
+
+def test_ports_have_names(monkeypatch):
+    """Those of services(5), of which this machine may have no list."""
+    known = {("https", "tcp"): 443, ("ssh", "tcp"): 22}
+
+    def look_up(*name):
+        if name not in known:
+            raise OSError("service/proto not found")
+        return known[name]
+
+    monkeypatch.setattr(socket, "getservbyname", look_up)
+    found = parse("-L", "https,8080", "-D", "ssh")
+    assert (found.lports, found.rports) == ((443, 8080), (22,))
+    with pytest.raises(ArgumentTypeError, match="'tftp' is neither"):
+        options.ports("22,tftp")
+
+
+@pytest.mark.parametrize("text", ["0.1", "1", "007", ".5", "5.", "1.25", "1000000"])
+def test_intervals_are_kept_as_written(text):
+    assert parse(text).interval == text
+
+
+@pytest.mark.parametrize("unit", ["nginx.service", "/sys/fs/cgroup/a b", "caf\u00e9", "\udcff"])
+def test_cgroups_have_any_name(unit):
+    assert parse("-c", unit).cgroup == unit
+
+
+INTERVALS = ["0", "0.09", "nan", "inf", "1_0", " 1", "1 ", "1e3", "\u0661", "+1", "", ".", "1,5",
+             "1000001", "9" * 5000, "1\n", "4194303x"]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -49,43 +122,81 @@ BAD_SECONDS = ("0", "0.09", "nan", "inf", "1_0", " 1", "1e3")
     [
         (["-4", "-6"], "not allowed with"),
         (["--json", "--csv"], "not allowed with"),
-        *([[text], "no number of seconds"] for text in BAD_SECONDS),
-        (["\u0661"], "no number of seconds"),
-        (["1", "0"], "no whole number"),
-        (["1", "1.5"], "no whole number"),
-        *([["-p", text], ""] for text in ("1;2", "1,", "", ",", "2147483648", "9" * 5000)),
+        *[([text], "is no number of seconds from 0.1 to 1000000") for text in INTERVALS],
+        (["nginx"], "for a process: -p PID"),
+        (["1", "0"], "is no whole number from 1 to 2147483647"),
+        (["1", "1.5"], "is no whole number from 1 to"),
+        (["1", "9" * 5000], "is no whole number from 1 to"),
+        (["-p", "nginx"], "'nginx' is no list of PIDs; pgrep -d, nginx prints one"),
+        (["-p", "1;2"], "'1;2' is no list of PIDs; pgrep -d, NAME prints one"),
+        (["-p", "a;reboot"], "pgrep -d, NAME prints one"),
+        (["-p", "1,"], "is no list of PIDs"),
+        (["-p", ","], "is no list of PIDs"),
+        (["-p", ""], "'' is no list of PIDs"),
+        (["--pid="], "'' is no list of PIDs"),
+        (["-p", "1\x002"], "'1\\x002' is no list of PIDs"),
+        (["-p", "\u0661"], "'\\u0661' is no list of PIDs"),
+        (["-p", "0"], "from 1 to 2147483647"),
+        (["-p", "2147483648"], "from 1 to 2147483647"),
+        (["-p", "9" * 5000], "999...' is no whole number"),
         (["-p", "-1"], "expected one argument"),
-        (["-p", "nginx"], "pgrep -d, nginx"),
-        (["-p", "\u0661"], "pgrep"),
-        (["-L", "65536"], "65535"),
-        (["-L", ""], "port"),
-        (["-D", "no-such-service"], "no-such-service"),
-        (["-c", ""], ""),
-        (["--cgroupmap", ""], ""),
-        (["--mntnsmap", ""], ""),
-        (["-c", "a\0b"], ""),
-        (["--max-sessions", "16777217"], "16777216"),
+        (["-p"], "expected one argument"),
+        (["-p", "--", "1"], "expected one argument"),
+        (["-L", "65536"], "'65536' is no whole number from 1 to 65535"),
+        (["-L", "0"], "from 1 to 65535"),
+        (["-L", ""], "'' is neither a port's number nor a TCP service"),
+        (["-L", "8000-8010"], "is neither"),
+        (["-D", "no such service"], "is neither"),
+        (["-D", "\u0661"], "is neither"),
+        (["-D", "\udcff"], "is neither"),
+        (["-D", "22\0"], "is neither"),
+        (["-c", ""], "argument -c/--cgroup: '' is no path"),
+        (["--cgroupmap", ""], "argument --cgroupmap: '' is no path"),
+        (["--mntnsmap="], "argument --mntnsmap: '' is no path"),
+        (["-c", "a\0b"], "'a\\x00b' is no path"),
         (["--probe", "tracepoint"], "invalid choice"),
         (["--sort", "rx"], "invalid choice"),
-        (["--rows", "0"], "no whole number"),
-        (["--no-such-option"], "unrecognized"),
-        (["--js"], "unrecognized"),
-        (["-i", "5"], "stand alone"),
-        (["1", "2", "3"], "unrecognized"),
-        (["\033[2J"], "no number"),
+        (["--rows", "0"], "from 1 to"),
+        (["--max-sessions", "16777217"], "from 1 to 16777216"),
+        (["--json=x"], "ignored explicit argument"),
+        (["--js"], "unrecognized arguments: --js; did you mean --json?"),
+        (["--ip"], "did you mean --ipv4 or --ipv6?"),
+        (["--eb"], "unrecognized arguments: --eb"),
+        (["--max=9"], "did you mean --max-sessions?"),
+        (["--no-such-option"], "unrecognized arguments: --no-such-option"),
+        (["-5"], "unrecognized arguments: -5"),
+        (["-i", "5"], "unrecognized arguments: -i; interval and count stand alone: tcptop 5 10"),
+        (["--interval=5"], "stand alone: tcptop 5 10"),
+        (["-d1", "-n2"], "stand alone: tcptop 5 10"),
+        (["1", "2", "3"], "unrecognized arguments: 3"),
+        (["1", "2", ""], "unrecognized arguments: ''"),
+        (["--\x1b[31m\n\u202e\u009b"], "unrecognized arguments: '--?[31m???'"),
     ],
-)
+)  # fmt: skip
 def test_usage_errors(arguments, complaint, capfd):
-    with pytest.raises(SystemExit) as stopped:
-        parse(*arguments)
-    printed = capfd.readouterr()
-    assert (stopped.value.code, printed.out) == (2, "")
-    usage, error, *rest = printed.err.split("\n")
-    assert usage.startswith("usage: tcptop ")
-    assert error.startswith("tcptop: error: ")
-    assert complaint in error
-    assert rest == [""]
-    assert (usage + error).isprintable()
+    message = refused(capfd, *arguments)
+    assert complaint in message
+    assert len(message) < 200
+    assert "ebpf" not in message or arguments == ["--eb"]
+
+
+def test_tcplife_has_no_interval(capfd):
+    assert refused(capfd, "-i", "5", kind=Tcplife) == "unrecognized arguments: -i 5"
+    assert refused(capfd, "5", kind=Tcplife) == "unrecognized arguments: 5"
+
+
+@given(st.lists(st.text(max_size=8), max_size=4))
+def test_whatever_is_typed_is_accepted_or_makes_two_lines(arguments):
+    with pytest.MonkeyPatch.context() as patch:
+        written = []
+        patch.setattr(os, "write", lambda *what: written.append(what))
+        try:
+            assert isinstance(parse(*arguments), Tcptop)
+        except SystemExit as stopped:
+            [(fd, data)] = written
+            assert (fd, stopped.code) in ((2, 2), (1, None)), "an error, or -h"
+            error = rb"usage: tcptop [ -~]+\ntcptop: error: [ -~]+\n"
+            assert fd == 1 or re.fullmatch(error, data)
 
 
 @given(st.text(max_size=12))
@@ -115,19 +226,64 @@ def test_intervals_do_not_drift():
     assert tcptop.following(3, 1.4999, 0.5) == 4
 
 
-@pytest.mark.parametrize("kind", [Tcptop, Tcplife], ids=options.name_of)
-def test_help(kind, capsys):
+@of_each_command
+def test_help(kind, capfd):
+    """What most need is first, what an option is stands beside it, and examples are last."""
     with pytest.raises(SystemExit) as stopped:
-        options.parse(kind, ["--help"])
-    text = capsys.readouterr().out
-    assert stopped.value.code in (0, None)
-    assert "\nexamples:\n" in text
-    assert "--ebpf" not in text
+        parse("--no-such-option", "-h", kind=kind)
+    text = capfd.readouterr().out
+    assert not stopped.value.code
+    usage, description, examples = options.TEXTS[kind]
+    assert text.startswith(f"usage: {usage}\n\n{description}\n")
+    assert text.endswith(f"\n\n{examples}") and examples.startswith("examples:\n")
     assert max(map(len, text.splitlines())) <= 80
+    words = " ".join(text.split())
+    places = [words.index(f" {one.invocation} {one.help}") for one in visible(kind)]
+    assert places == sorted(places)
+    titles = [each for each in options.GROUPS if f"\n\n{each}:\n" in text]
+    assert titles == [each for each in options.GROUPS if visible(kind, each)]
+    assert "ebpf" not in text
 
 
-def test_version(capsys):
+@of_each_command
+def test_examples_of_the_help_are_right(kind):
+    examples = re.findall(rf"^  {name_of(kind)} (.*?)  ", options.TEXTS[kind][2], re.M)
+    assert len(examples) >= 4
+    for example in examples:
+        parse(*example.partition(">")[0].split(), kind=kind)
+
+
+@of_each_command
+def test_version(kind, capfd):
     with pytest.raises(SystemExit) as stopped:
-        parse("--version")
-    assert stopped.value.code in (0, None)
-    assert capsys.readouterr().out == f"tcptop {VERSION}\n"
+        parse("--version", kind=kind)
+    assert not stopped.value.code
+    assert capfd.readouterr().out == f"{name_of(kind)} {VERSION}\n"
+
+
+@of_each_command
+def test_no_flag_is_there_twice(kind):
+    flags = [flag for each in rows(kind) for one in each.options for flag in one.flags]
+    assert sorted(set(flags)) == sorted(flags)
+
+
+@pytest.mark.parametrize(
+    "arguments, status, complaint",
+    [
+        ("--help >/dev/full", 1, "tcptop: cannot write the output: No space left on device\n"),
+        ("--version >/dev/full", 1, "tcptop: cannot write the output: No space left on device\n"),
+        ("--help >&-", 1, "tcptop: cannot write the output: Bad file descriptor\n"),
+        ("--version >&-", 1, "tcptop: cannot write the output: Bad file descriptor\n"),
+        ("--help | true", 0, ""),
+        ("-x 2>/dev/full", 2, ""),
+        ("-x 2>&-", 2, ""),
+        ("-x <&- >&- 2>&-", 2, ""),
+    ],
+)
+def test_nobody_takes_the_output(arguments, status, complaint):
+    result = subprocess.run(
+        ["bash", "-c", f'"$0" -B "$1" {arguments}; exit ${{PIPESTATUS[0]}}', sys.executable,
+         ROOT / "tcptop.py"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stdout, result.stderr) == (status, "", complaint)

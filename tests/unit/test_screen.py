@@ -241,8 +241,8 @@ def test_a_terminal_that_takes_a_name_for_wider_spoils_one_line(terminal):
     ):
         view.show("", [])
         assert terminal.seen() == ["x" * 80] * 24, "no line is wrapped, nothing scrolls"
-    os.write(terminal.slave, b"y" * 81)
-    assert "y" in terminal.seen(), "later lines are"
+        assert b"x\033[K" not in terminal.raw, "the cursor is on the last character"
+        assert pyte.modes.DECAWM in terminal.emulator.mode, "later lines are"
 
 
 def test_no_size(terminal):
@@ -414,7 +414,13 @@ def test_keys_are_obeyed_on_a_full_terminal(terminal, impatient):
         terminal.type(b"q")
         assert view.wait(60) is Wake.ENDED
     assert terminal.mode() == mode
-    assert b"\033[J" not in terminal.drain(), "what was never drawn is not wiped"
+
+
+def test_what_was_never_drawn_is_not_wiped(terminal, impatient):
+    """The alternate screen was not taken, so what would be wiped is not ours."""
+    with screen_on(terminal) as view, mock.patch("os.write", side_effect=BlockingIOError):
+        view.show("", some(3))
+    assert terminal.seen()[0] == "$ tcptop"
 
 
 def test_a_frame_that_was_taken_in_part_is_drawn_anew(terminal, impatient):
@@ -720,6 +726,17 @@ def test_a_job_in_the_background_leaves_the_terminal_alone(terminal, shell):
     terminal.type(b"q")
     until(terminal, lambda seen: "ended 0" in seen)
     assert terminal.mode() == mode
+
+
+def test_a_job_that_ends_in_the_background_wipes_nothing(terminal, shell):
+    shell.do("run")
+    until(terminal, showing)
+    terminal.type(b"\x1a")
+    until(terminal, lambda seen: "stopped" in seen)
+    shell.do("bg")
+    shell.do("kill")
+    seen = until(terminal, lambda seen: "ended 0" in seen)
+    assert seen[0] == "$ tcptop" and sizes(seen) == [7]
 
 
 @pytest.mark.parametrize("number", ENDING)
