@@ -38,6 +38,7 @@ lint: $(PYTHON) # styles, types, manual pages
 	$(VM) tool -- ruff check $(SOURCES)
 	$(VM) tool -- ruff format --check $(SOURCES)
 	$(VM) tool -- mypy --strict tcptop.py tcplife.py tcptools
+	$(VM) tool -- mypy --strict completions/make.py
 	$(VM) tool -- mypy tests/*.py
 	$(VM) tool -- clang-format --dry-run -Werror bpf/*.[ch]
 	mandoc -T lint -W warning man/*.8
@@ -96,7 +97,7 @@ install: # below PREFIX, in DESTDIR, with SUFFIX
 	    name=$$tool$(SUFFIX); \
 	    ln -sf ../share/tcptop$(SUFFIX)/$$tool.py $(SBIN)/$$name; \
 	    install -m 644 man/$$tool.8 $(SHARE)/man/man8/$$name.8; \
-	    complete="$(PYTHON) completions/make.py"; \
+	    complete="$(PYTHON) -B completions/make.py"; \
 	    $$complete bash $$tool $$name >$(BASH)/$$name; \
 	    $$complete zsh $$tool $$name >$(ZSH)/_$$name; \
 	    $$complete fish $$tool $$name >$(FISH)/$$name.fish; \

@@ -2,14 +2,12 @@
 """How a command lives and ends: signals, waiting, standard output and error, exit status."""
 
 import enum
-import io
 import locale
 import math
 import os
 import resource
 import select
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -240,11 +238,9 @@ def _allow_files() -> None:
 def _parsed(kind: type[Options], arguments: Optional[Sequence[str]]) -> Options:
     """The command line. Raises OutputError if what --help says cannot be written."""
     try:
-        try:
-            return parse(kind, arguments)
-        finally:
-            if isinstance(sys.stdout, io.TextIOBase):
-                sys.stdout.flush()
+        return parse(kind, arguments)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise OutputError(error.strerror) from None
 
