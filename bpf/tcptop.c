@@ -39,14 +39,6 @@
 #define STILL_MATCHES(pid) true
 #endif
 
-/*
- * Since Linux 7.0 a tracepoint's program may be preempted, and then is skipped for others that
- * change the state of a socket on that CPU. With kprobes to read the state is not for nothing.
- */
-#if defined(PROBE_FENTRY) || defined(TRACEPOINTS_PREEMPTED)
-#define STATE_IS_CHEAP
-#endif
-
 /* The task has done what it wanted, or goes to sleep until it can go on. */
 static __always_inline int at_release_sock(struct sock *sk)
 {
@@ -81,8 +73,9 @@ static __always_inline int at_release_sock(struct sock *sk)
 		}
 		write_seq = FIELD(u32, tp, OFFSET_write_seq);
 		if (write_seq != position->write_seq) {
-#ifdef STATE_IS_CHEAP
-			/* Its movement ends with a FIN, perhaps, or tcp_disconnect(). */
+#ifdef TRACEPOINTS_PREEMPTED
+			/* Its movement ends with a FIN, perhaps, or tcp_disconnect(), and nobody
+			 * may have seen the state change. */
 			if (!(1 << FIELD(u8, tp, OFFSET_skc_state) & TCPF_SENDING))
 				goto closer;
 #endif
