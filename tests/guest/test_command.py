@@ -304,26 +304,17 @@ def test_nothing_is_read_from_the_working_directory(tmp_path):
     assert result.stdout == BANNER.replace(" 1 ", " 0.2 ") + "\n\n"
 
 
-def test_a_working_directory_that_is_gone(tmp_path):
-    gone = tmp_path / "gone"
-    gone.mkdir()
-    line = f'cd {gone} && rmdir {gone} && exec "$@"'
+@pytest.mark.parametrize(
+    "before",
+    (
+        pytest.param("mkdir /tmp/gone && cd /tmp/gone && rmdir /tmp/gone", id="no directory"),
+        pytest.param("ulimit -n 16", id="few files"),
+    ),
+)
+def test_from_where_it_is_called(before):
+    shell = ["sh", "-c", f'{before} && exec "$@"', "sh"]
     result = subprocess.run(
-        ["sh", "-c", line, "sh", *COMMAND, "-S", "0.2", "1"],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert (result.returncode, result.stderr) == (0, "")
-
-
-def test_few_files():
-    line = 'ulimit -n 16; exec "$@"'
-    result = subprocess.run(
-        ["sh", "-c", line, "sh", *COMMAND, "-S", "0.2", "1"],
-        check=False,
-        capture_output=True,
-        text=True,
+        [*shell, *COMMAND, "-S", "0.2", "1"], check=False, capture_output=True, text=True
     )
     assert (result.returncode, result.stderr) == (0, "")
 
