@@ -10,7 +10,7 @@
  *   SESSION_FILTER                   only some sessions are wanted, by these conditions:
  *   FAMILY_MATCHES(family), LPORT_MATCHES(port), RPORT_MATCHES(port)
  *   CGROUP_ID, CGROUP_LEVEL          a cgroup v2 and its depth, if only that is wanted
- *   CGROUPMAP_FLAGS, MNTNSMAP_FLAGS  how the maps of those filters were made, if given
+ *   CGROUPMAP, MNTNSMAP              the maps of those filters are given
  *   OFFSET_field                     where a kernel structure keeps a field, in bytes
  */
 
@@ -35,8 +35,6 @@
 
 /* include/linux/sched.h, unchanged since 2.6.27 */
 #define PF_KTHREAD 0x00200000
-
-struct sock;
 
 /*
  * Whose traffic a row of the table is: a process' and a session's. Numbers are in network
@@ -68,16 +66,48 @@ struct identity {
 #endif
 
 /*
- * The maps of the two map filters are made by others. A map of maps takes them by file
- * descriptor as long as they are of the same kind as the example it was made with.
+ * Programs are named for what they are attached to, and where: its entry, or for tracepoints
+ * `event` and, for what comes after that, `again`. Python loads and attaches what it finds.
+ * TYPED programs know the types of their arguments. (bcc 0.18 puts a function's section in front
+ * of the macro, so each makes one function.)
  */
-#ifdef CGROUPMAP_FLAGS
-BPF_F_TABLE("hash", u64, u64, cgroupmap_example, 1, CGROUPMAP_FLAGS);
-BPF_ARRAY_OF_MAPS(cgroupmap, "cgroupmap_example", 1);
+#ifdef ENTRY_TYPED
+#define ENTRY(function, action)                                                                    \
+	int entry__##function(u64 *argument)                                                       \
+	{                                                                                          \
+		return action((void *)argument[0]);                                                \
+	}
+#else
+#define ENTRY(function, action)                                                                    \
+	int entry__##function(struct pt_regs *ctx)                                                 \
+	{                                                                                          \
+		return action((void *)PT_REGS_PARM1(ctx));                                         \
+	}
 #endif
-#ifdef MNTNSMAP_FLAGS
-BPF_F_TABLE("hash", u64, u32, mntnsmap_example, 1, MNTNSMAP_FLAGS);
-BPF_ARRAY_OF_MAPS(mntnsmap, "mntnsmap_example", 1);
+#ifdef EVENT_TYPED
+#define ARGUMENT(number) ((void *)argument[number])
+#define CONTEXT u64 *argument
+#else
+#define ARGUMENT(number) ((void *)ctx->args[number])
+#define CONTEXT struct bpf_raw_tracepoint_args *ctx
+#endif
+#define TRACEPOINT(when, name, action)                                                             \
+	int when##__##name(CONTEXT)                                                                \
+	{                                                                                          \
+		return action;                                                                     \
+	}
+
+/* User space makes the maps, and decides how much they hold. */
+#define ANY_SIZE 1
+
+/* Those of the two map filters are made by others; a map of maps takes them by descriptor. */
+#ifdef CGROUPMAP
+BPF_F_TABLE("hash", u64, u64, cgroup_example, ANY_SIZE, 0);
+BPF_ARRAY_OF_MAPS(cgroupmap, "cgroup_example", 1);
+#endif
+#ifdef MNTNSMAP
+BPF_F_TABLE("hash", u64, u32, mntns_example, ANY_SIZE, 0);
+BPF_ARRAY_OF_MAPS(mntnsmap, "mntns_example", 1);
 #endif
 
 /*
@@ -121,13 +151,13 @@ static __always_inline bool task_matches(u32 pid)
 	if (bpf_get_current_ancestor_cgroup_id(CGROUP_LEVEL) != CGROUP_ID)
 		return false;
 #endif
-#ifdef CGROUPMAP_FLAGS
+#ifdef CGROUPMAP
 	int cgroups = 0;
 
 	if (!has(cgroupmap.lookup(&cgroups), bpf_get_current_cgroup_id()))
 		return false;
 #endif
-#ifdef MNTNSMAP_FLAGS
+#ifdef MNTNSMAP
 	int namespaces = 0;
 	void *task = (void *)bpf_get_current_task();
 	void *proxy = FETCH(void *, task, OFFSET_nsproxy);
@@ -157,7 +187,7 @@ static __always_inline bool session_matches(void *tp)
 static __always_inline bool nobody_matches(void)
 {
 	u32 pid = 0;
-#if defined(CGROUP_ID) || defined(CGROUPMAP_FLAGS) || defined(MNTNSMAP_FLAGS)
+#if defined(CGROUP_ID) || defined(CGROUPMAP) || defined(MNTNSMAP)
 	return false;
 #endif
 	return PID_MATCHES(pid);

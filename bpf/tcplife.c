@@ -8,19 +8,12 @@
  * in whatever process that interrupts.
  *
  * Read by Python, which puts common.h in front, and these macros:
- *   GRAFT_FENTRY, GRAFT_KPROBE    the kind of program for security_sock_graft(), if any
- *   RING_SIZE              bytes of what user space has not fetched yet
+ *   GRAFT                  security_sock_graft() can be probed
  */
 
 /* include/net/tcp_states.h */
 #define TCP_FIN_WAIT1 4
 #define TCP_LAST_ACK 9
-
-/* Sessions open at a time that began while this program was loaded. */
-#define MAX_OPEN 65536
-#ifndef PAGE_SIZE /* bcc's unit for the ring buffer */
-#define PAGE_SIZE 4096
-#endif
 
 /* What is known of a session before its end. */
 struct opened {
@@ -41,12 +34,12 @@ struct life {
 };
 
 /* Not with MAP_FLAGS: a burst of segments must not wait for memory. */
-BPF_F_TABLE("hash", u64, struct opened, open, MAX_OPEN, 0);
+BPF_F_TABLE("hash", u64, struct opened, open, ANY_SIZE, 0);
 /*
  * User space reads its memory and makes no system call on a map: the kprobe here would be
  * skipped on that CPU meanwhile (bpf_disable_instrumentation(), include/linux/bpf.h).
  */
-BPF_RINGBUF_OUTPUT(lives, RING_SIZE / PAGE_SIZE);
+BPF_RINGBUF_OUTPUT(lives, ANY_SIZE);
 
 /* Multipath TCP opens and closes its sessions in threads of the kernel. */
 static __always_inline bool is_helper(u64 socket)
@@ -186,9 +179,9 @@ static __always_inline bool changes(u64 socket, u8 from, u8 to)
  * of other probes, those of raw tracepoints are not skipped while the CPU is at another
  * tracer's maps (__bpf_trace_run(), kernel/trace/bpf_trace.c).
  */
-RAW_TRACEPOINT_PROBE(inet_sock_set_state)
+static __always_inline int at_change(u64 socket, u8 from, u8 to)
 {
-	if (changes(ctx->args[0], ctx->args[1], ctx->args[2]))
+	if (changes(socket, from, to))
 		count(EVENTS_MISSED);
 	return 0;
 }
@@ -198,10 +191,8 @@ RAW_TRACEPOINT_PROBE(inet_sock_set_state)
  * comes in while it runs on that CPU for another socket, but then this one is not. Mostly there
  * is nothing left to do, and nothing here is wrong if it is done twice.
  */
-int make_up(struct bpf_raw_tracepoint_args *ctx)
+static __always_inline int make_up(u64 socket, u8 from, u8 to)
 {
-	u64 socket = ctx->args[0];
-	u8 to = ctx->args[2];
 	struct opened *opened = open.lookup(&socket);
 	bool left; /* it has not ended, not been established, or not begun */
 
@@ -212,23 +203,21 @@ int make_up(struct bpf_raw_tracepoint_args *ctx)
 	else
 		left = !opened && (to == TCP_SYN_RECV || to == TCP_SYN_SENT);
 	if (left)
-		changes(socket, ctx->args[1], to);
+		changes(socket, from, to);
 	return 0;
 }
 
 /* accept(2) gives the socket to its process (sock_graft(), include/net/sock.h). */
-#if defined(GRAFT_FENTRY)
-KFUNC_PROBE(security_sock_graft, struct sock *sk)
+static __always_inline int at_graft(void *sk)
 {
 	count(LOOKS_PROVED);
 	claim((u64)sk);
 	return 0;
 }
-#elif defined(GRAFT_KPROBE)
-int kprobe__security_sock_graft(struct pt_regs *ctx)
-{
-	count(LOOKS_PROVED);
-	claim(PT_REGS_PARM1(ctx));
-	return 0;
-}
+
+#define CHANGE (u64) ARGUMENT(0), (u64)ARGUMENT(1), (u64)ARGUMENT(2)
+TRACEPOINT(event, inet_sock_set_state, at_change(CHANGE))
+TRACEPOINT(again, inet_sock_set_state, make_up(CHANGE))
+#ifdef GRAFT
+ENTRY(security_sock_graft, at_graft)
 #endif

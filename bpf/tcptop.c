@@ -27,20 +27,19 @@
  *
  * Read by Python, which puts common.h in front, and these macros:
  *   SOCKET_STORAGE         positions live in the socket itself; otherwise in a hash
- *   MAX_SESSIONS, MAX_SOCKETS, MAX_SPECIALS    sizes of the maps
  *   TRACEPOINTS_PREEMPTED  programs of tracepoints run with preemption on
  *   HAVE_BTF               the kernel has BTF, and so iterators
  *   HAVE_function          the kernel has this function
  */
 
-#if defined(CGROUP_ID) || defined(CGROUPMAP_FLAGS) || defined(MNTNSMAP_FLAGS)
+#if defined(CGROUP_ID) || defined(CGROUPMAP) || defined(MNTNSMAP)
 #define STILL_MATCHES(pid) task_matches(pid)
 #else
 #define STILL_MATCHES(pid) true
 #endif
 
 /* The task has done what it wanted, or goes to sleep until it can go on. */
-static __always_inline int at_release_sock(struct sock *sk)
+static __always_inline int at_release_sock(void *sk)
 {
 	void *tp = TCP(sk);
 	struct position *position;
@@ -110,7 +109,7 @@ unknown:
 }
 
 /* tcp_check_urg() has seen urgent data coming, and is about to set the mark. */
-static __always_inline int at_sk_send_sigurg(struct sock *sk)
+static __always_inline int at_sk_send_sigurg(void *sk)
 {
 	void *tp = TCP(sk);
 	struct position *position = tp ? position_of(tp) : 0;
@@ -131,7 +130,7 @@ static __always_inline int at_sk_send_sigurg(struct sock *sk)
 }
 
 /* Others are about to move bytes of this socket. */
-static __always_inline int at_helper(struct sock *sk)
+static __always_inline int at_helper(void *sk)
 {
 	void *tp = TCP(sk);
 	struct position *position = tp ? position_of(tp) : 0;
@@ -151,7 +150,7 @@ static __always_inline bool is_owned(void *tp)
  * inet_sk_set_state() and tcp_set_state(), before they set it. connect() comes here, and
  * close(), be it with the state that there is, unless the socket is in CLOSE already.
  */
-static __always_inline int at_inet_sock_set_state(struct sock *sk, u8 to)
+static __always_inline int at_inet_sock_set_state(void *sk, u8 to)
 {
 	void *tp = TCP(sk);
 	struct position fresh = {.stage = BEGUN, .active = 1};
@@ -199,7 +198,7 @@ static __always_inline int at_inet_sock_set_state(struct sock *sk, u8 to)
  * A connection begins in a softirq, which skips the program above if it interrupts it on that
  * CPU. This one is another program, and so is not skipped then.
  */
-static __always_inline int at_established(struct sock *sk, u8 to)
+static __always_inline int at_established(void *sk, u8 to)
 {
 	void *tp = to == TCP_ESTABLISHED ? TCP(sk) : 0;
 	struct position fresh = {.stage = BEGUN};
@@ -210,7 +209,7 @@ static __always_inline int at_established(struct sock *sk, u8 to)
 }
 
 /* The very end: close() of a socket in CLOSE, or what came later of one that was closed. */
-static __always_inline int at_tcp_destroy_sock(struct sock *sk)
+static __always_inline int at_tcp_destroy_sock(void *sk)
 {
 	void *tp = TCP(sk);
 	struct position *position = tp ? position_of(tp) : 0;
@@ -235,50 +234,17 @@ static __always_inline int at_tcp_destroy_sock(struct sock *sk)
 	return 0;
 }
 
-/* Functions of the kernel whose first argument is the socket, at their entry; tracepoints. */
-#ifdef PROBE_FENTRY
-#define PROBE(function, action)                                                                    \
-	KFUNC_PROBE(function, struct sock *sk)                                                     \
-	{                                                                                          \
-		return action(sk);                                                                 \
-	}
-#define TRACEPOINT(name, arguments)                                                                \
-	int name(u64 *argument)                                                                    \
-	{                                                                                          \
-		return at_##name arguments;                                                        \
-	}
-#define SECOND TRACEPOINT
-#define ARGUMENT(type, number) ((type)argument[number])
-#else
-#define PROBE(function, action)                                                                    \
-	int kprobe__##function(struct pt_regs *ctx)                                                \
-	{                                                                                          \
-		return action((struct sock *)PT_REGS_PARM1(ctx));                                  \
-	}
-#define TRACEPOINT(name, arguments)                                                                \
-	RAW_TRACEPOINT_PROBE(name)                                                                 \
-	{                                                                                          \
-		return at_##name arguments;                                                        \
-	}
-#define SECOND(name, arguments)                                                                    \
-	int name(struct bpf_raw_tracepoint_args *ctx)                                              \
-	{                                                                                          \
-		return at_##name arguments;                                                        \
-	}
-#define ARGUMENT(type, number) ((type)ctx->args[number])
-#endif
-/* bcc 0.18 puts a function's section in front of the macro, so each makes one function. */
-PROBE(release_sock, at_release_sock)
-PROBE(sk_send_sigurg, at_sk_send_sigurg)
+ENTRY(release_sock, at_release_sock)
+ENTRY(sk_send_sigurg, at_sk_send_sigurg)
 #ifdef HAVE_tcp_set_ulp
-PROBE(tcp_set_ulp, at_helper)
+ENTRY(tcp_set_ulp, at_helper)
 #endif
 #ifdef HAVE_sk_psock_init
-PROBE(sk_psock_init, at_helper)
+ENTRY(sk_psock_init, at_helper)
 #endif
-TRACEPOINT(inet_sock_set_state, (ARGUMENT(struct sock *, 0), ARGUMENT(u64, 2)))
-TRACEPOINT(tcp_destroy_sock, (ARGUMENT(struct sock *, 0)))
-SECOND(established, (ARGUMENT(struct sock *, 0), ARGUMENT(u64, 2)))
+TRACEPOINT(event, inet_sock_set_state, at_inet_sock_set_state(ARGUMENT(0), (u64)ARGUMENT(2)))
+TRACEPOINT(event, tcp_destroy_sock, at_tcp_destroy_sock(ARGUMENT(0)))
+TRACEPOINT(again, inet_sock_set_state, at_established(ARGUMENT(0), (u64)ARGUMENT(2)))
 
 #ifdef HAVE_BTF
 /*

@@ -95,13 +95,13 @@ struct special {
  * until every program that may have seen the old number has ended, and only then reads
  * the rows and shares of the old, in which nobody writes any more.
  */
-BPF_F_TABLE("hash", struct session_key, struct session, rows_even, MAX_SESSIONS, MAP_FLAGS);
-BPF_F_TABLE("hash", struct session_key, struct session, rows_odd, MAX_SESSIONS, MAP_FLAGS);
+BPF_F_TABLE("hash", struct session_key, struct session, rows_even, ANY_SIZE, MAP_FLAGS);
+BPF_F_TABLE("hash", struct session_key, struct session, rows_odd, ANY_SIZE, MAP_FLAGS);
 BPF_ARRAY_OF_MAPS(rows, "rows_even", 2);
-BPF_F_TABLE("hash", struct session_key, struct special, specials, MAX_SPECIALS, MAP_FLAGS);
+BPF_F_TABLE("hash", struct session_key, struct special, specials, ANY_SIZE, MAP_FLAGS);
 
 #ifdef SOCKET_STORAGE
 BPF_SK_STORAGE(positions, struct position);
 #else
-BPF_F_TABLE("hash", u64, struct position, positions, MAX_SOCKETS, MAP_FLAGS);
+BPF_F_TABLE("hash", u64, struct position, positions, ANY_SIZE, MAP_FLAGS);
 #endif

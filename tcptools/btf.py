@@ -66,7 +66,7 @@ class _BtfMember(ctypes.Structure):
     _fields_ = [("name", ctypes.c_uint32), ("type", ctypes.c_uint32), ("offset", ctypes.c_uint32)]
 
 
-BTF_KIND_STRUCT, BTF_KIND_UNION, BTF_KIND_FUNC = 4, 5, 12
+BTF_KIND_STRUCT, BTF_KIND_UNION, BTF_KIND_TYPEDEF, BTF_KIND_FUNC = 4, 5, 8, 12
 BTF_KIND_MODIFIERS = (8, 9, 10, 11)  # typedef, volatile, const, restrict
 
 
@@ -86,6 +86,7 @@ class Btf:
             ("btf__find_by_name_kind", ctypes.c_int, pointer, text, number),
             ("btf__type_by_id", pointer, pointer, number),
             ("btf__name_by_offset", text, pointer, number),
+            ("btf__free", None, pointer),
         ):
             getattr(lib, function).restype = result
             getattr(lib, function).argtypes = arguments
@@ -99,6 +100,10 @@ class Btf:
         if not self._btf:
             raise Failure(f"this libbpf cannot read the kernel's BTF ({BTF})")
 
+    def close(self) -> None:
+        """Give back the memory, which is much."""
+        self._lib.btf__free(self._btf)
+
     def struct(self, name: str) -> Optional[int]:
         """The id of a structure type, None if the kernel has no such type."""
         return self._find(name, BTF_KIND_STRUCT)
@@ -106,6 +111,10 @@ class Btf:
     def function(self, name: str) -> Optional[int]:
         """The id of a function that can be traced, None if the kernel has no such function."""
         return self._find(name, BTF_KIND_FUNC)
+
+    def tracepoint(self, name: str) -> Optional[int]:
+        """The id of the type that a tracepoint's programs are for, None if there is no such."""
+        return self._find(f"btf_trace_{name}", BTF_KIND_TYPEDEF)
 
     def tracepoints_are_preempted(self) -> bool:
         """Whether a tracepoint's programs run with preemption on.

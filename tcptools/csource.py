@@ -24,25 +24,21 @@ def _directory() -> str:
 BPF_DIRECTORY = _directory()
 
 BPF_F_NO_PREALLOC = 1
-# What kinds of probe want the kernel to have, as macros of the text.
-SOCKET_STORAGE, GRAFT_FENTRY, GRAFT_KPROBE = "SOCKET_STORAGE", "GRAFT_FENTRY", "GRAFT_KPROBE"
+# Macros of the text, of which each takes something that not every kernel has.
+ENTRY_TYPED, EVENT_TYPED, SOCKET_STORAGE = "ENTRY_TYPED", "EVENT_TYPED", "SOCKET_STORAGE"
+GRAFT = "GRAFT"
+TYPED = (ENTRY_TYPED, EVENT_TYPED)
 
 
 class Kind(NamedTuple):
-    """A way to trace: the name for --probe, and a macro for what else the kernel should have.
-
-    typed: the programs of tracepoints that read their arguments by type; raw: further programs of
-    raw tracepoints; both as pairs of a function in C and its tracepoint.
-    """
+    """A way to trace: the name for --probe, and macros that say what programs it has."""
 
     probe: str
-    extra: str = ""
-    typed: tuple[tuple[str, str], ...] = ()
-    raw: tuple[tuple[str, str], ...] = ()
+    macros: tuple[str, ...] = ()
 
     def at_functions(self) -> bool:
         """Whether it has probes at functions of the kernel, and not at tracepoints alone."""
-        return self.probe != "tracepoint" or bool(self.extra)
+        return self.probe != "tracepoint" or GRAFT in self.macros
 
 
 class Iteration(NamedTuple):
@@ -54,15 +50,18 @@ class Iteration(NamedTuple):
 
 
 class Tool(NamedTuple):
-    """A C program: its files in bpf/, its kinds, the best first, sizes by macro, its maps.
+    """A C program: its files in bpf/, and its kinds, the best first.
 
-    iterations: of each group, the first that the kernel takes is used, where it has BTF.
+    entries: of those maps that have more than the C text says; maps: those that user space
+    uses; examples: a map of maps, and one like those in it; iterations: of each group, the
+    first that the kernel takes is used, where it has BTF.
     """
 
     files: tuple[str, ...]
     kinds: tuple[Kind, ...]
-    sizes: dict[str, int]
+    entries: dict[str, int]
     maps: tuple[str, ...]
+    examples: tuple[tuple[str, str], ...] = ()
     iterations: tuple[tuple[Iteration, ...], ...] = ()
 
 
@@ -71,18 +70,14 @@ def any_of(values: tuple[int, ...], name: str) -> str:
     return " || ".join(f"{name} == {value}" for value in values) or "1"
 
 
-def macros(
-    tool: Tool, kind: Kind, options: Common, scope: Scope, offsets: dict[str, Any], flags: int
-) -> str:
+def macros(kind: Kind, options: Common, scope: Scope, offsets: dict[str, Any], flags: int) -> str:
     """The options as C macros. Everything in them is a number or chosen here."""
     defined: dict[str, Any] = {
         f"PROBE_{kind.probe.upper()}": 1,
         "MAP_FLAGS": flags,
         "PID_MATCHES(pid)": any_of(options.pids, "pid"),
-        **tool.sizes,
+        **dict.fromkeys(kind.macros, 1),
     }
-    if kind.extra:
-        defined[kind.extra] = 1
     if len(options.families) == 1 or options.lports or options.rports:
         defined["SESSION_FILTER"] = 1
         defined["FAMILY_MATCHES(family)"] = any_of(options.families, "family")
@@ -90,7 +85,7 @@ def macros(
         defined["RPORT_MATCHES(port)"] = any_of(options.rports, "port")
     if scope.cgroup:
         defined["CGROUP_ID"], defined["CGROUP_LEVEL"] = scope.cgroup
-    defined.update((f"{name.upper()}_FLAGS", pinned.flags) for name, pinned in scope.maps.items())
+    defined.update((name.upper(), 1) for name in scope.maps)
     defined.update((f"OFFSET_{name}", offset) for name, offset in offsets.items())
     return "".join(f"#define {macro} {value}\n" for macro, value in defined.items())
 
@@ -117,7 +112,7 @@ def text(tool: Tool, kind: Kind, options: Common, scope: Scope, btf: Optional[Bt
     allocates = kind.probe == "fentry" or (btf and btf.struct("bpf_mem_alloc"))
     allocates = allocates and not kernel.realtime()
     flags = BPF_F_NO_PREALLOC if allocates else 0
-    parts = [headers, macros(tool, kind, options, scope, offsets, flags)]
+    parts = [headers, macros(kind, options, scope, offsets, flags)]
     for name in tool.files:
         with open(os.path.join(BPF_DIRECTORY, name), encoding="ascii") as file:
             parts.append(file.read())
@@ -136,9 +131,9 @@ def wanted_kinds(tool: Tool, options: Common, btf: Optional[Btf]) -> list[Kind]:
         kind
         for kind in tool.kinds
         if getattr(options, "probe", "auto") in ("auto", kind.probe)
-        and (btf or (kind.probe != "fentry" and kind.extra != GRAFT_FENTRY))
+        and (btf or ENTRY_TYPED not in kind.macros)
         # Storage is made where a connection begins, with preemption off, and comes from
         # kmalloc(), which may sleep in a real-time kernel.
-        and not (kind.extra == SOCKET_STORAGE and kernel.realtime())
+        and not (SOCKET_STORAGE in kind.macros and kernel.realtime())
         and not (kind.at_functions() and kernel.ftrace_is_off())
     ]

@@ -1,29 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compile the C programs, load and attach them. The only place that imports bcc."""
+"""Load the C programs into the kernel, and attach them."""
 
-import atexit
 import contextlib
-import ctypes
 import errno
 import mmap
 import os
+import resource
 import socket
 import struct
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Optional
 
 from tcptools import Failure, kernel, syscalls
 from tcptools.btf import Btf
-from tcptools.csource import BPF_DIRECTORY, Kind, Tool, text, wanted_kinds
+from tcptools.compiler import Compiled, Refused, compiled, with_maps
+from tcptools.csource import ENTRY_TYPED, EVENT_TYPED, Kind, Tool, text, wanted_kinds
 from tcptools.kernel import Scope
 from tcptools.options import Common
+from tcptools.syscalls import (
+    BPF_MAP_TYPE_ARRAY_OF_MAPS,
+    BPF_MAP_TYPE_SK_STORAGE,
+    BPF_PROG_TYPE_KPROBE,
+    BPF_PROG_TYPE_RAW_TRACEPOINT,
+    BPF_PROG_TYPE_TRACING,
+    BPF_TRACE_FENTRY,
+    BPF_TRACE_ITER,
+    BPF_TRACE_RAW_TP,
+    load_program,
+)
 
 # Index of `counters` in bpf/common.h, and what PHASE may be.
 EVENTS_MISSED, ROWS_MADE, SPECIALS_MADE, LOOKS_PROVED, PHASE, INTERVAL = range(6)
 PROVING, NOTING, COUNTING = range(3)
+
+# Takes note of a descriptor that is to be closed if the next step fails, and returns it.
+Opened = Callable[[int], int]
 
 
 @dataclass
@@ -39,7 +51,6 @@ class Attached:
     maps: dict[str, int]
     iterators: dict[tuple[str, str], int]
     counters: memoryview
-    bpf: Any  # what bcc would close with the last reference to it
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     _missed: int = 0
@@ -50,105 +61,108 @@ class Attached:
         return self._missed - before
 
 
-@contextmanager
-def _quiet(log: Any) -> Iterator[None]:
-    """Send what libbcc and libbpf write to our standard files into `log` meanwhile."""
-    flush = ctypes.CDLL(None).fflush
-    kept = [(fd, os.dup(fd)) for fd in (1, 2)]
-    try:
-        for fd, _ in kept:
-            os.dup2(log.fileno(), fd)
-        yield
-    finally:
-        flush(None)  # they use the C library's buffers
-        for fd, copy in kept:
-            os.dup2(copy, fd)
-            os.close(copy)
-
-
 def load(tool: Tool, options: Common, scope: Scope) -> Attached:
     """Attach the first kind of programs that works here. Raises Failure if there is none."""
-    try:
-        btf: Optional[Btf] = Btf()
-    except Failure:
-        btf = None
-    os.chdir("/")  # clang fails where there is no working directory any more
-    if btf:
-        os.environ["BCC_KERNEL_SOURCE"] = os.path.join(BPF_DIRECTORY, "stub")
-    try:
-        import bcc
-    except ImportError as error:
-        raise Failure(
-            f"bcc is not installed for {sys.executable} ({error}); on Debian: apt-get install"
-            " python3-bpfcc, and run this with /usr/bin/python3"
-        ) from None
+    with contextlib.ExitStack() as stack:
+        btf: Optional[Btf] = None
+        with contextlib.suppress(Failure):
+            btf = stack.enter_context(contextlib.closing(Btf()))
+        return _load(tool, options, scope, btf)
+
+
+def _load(tool: Tool, options: Common, scope: Scope, btf: Optional[Btf]) -> Attached:
     wanted = wanted_kinds(tool, options, btf)
     if not wanted and kernel.ftrace_is_off():
         raise Failure(
             "this kernel does not run probes: sysctl kernel.ftrace_enabled is 0; set it to 1"
         )
+    with contextlib.suppress(ValueError, OSError):  # which counted maps before Linux 5.11
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY,) * 2)
     asked = getattr(options, "probe", "auto")
-    notes = [f"{kernel.online()}, bcc {bcc.__version__}"]
+    notes = [kernel.online()]
     number, complaint = 0, ""
     for kind in wanted:
         fds: list[int] = []
-        bpf = bcc.BPF.__new__(bcc.BPF)
-        with os.fdopen(os.memfd_create("log"), "w+", errors="replace") as log:
-            try:
-                with _quiet(log):
-                    ctypes.set_errno(0)
-                    # What bcc's -O2 does beyond -O1 takes 5 % of the start and gains nothing.
-                    bpf.__init__(text=text(tool, kind, options, scope, btf), cflags=["-O1"])
-                    attached = _attach(bcc, bpf, tool, kind, btf, fds)
-            except Exception as error:  # bcc raises nothing narrower
-                number = getattr(error, "errno", None) or ctypes.get_errno()
-                log.seek(0)
-                complaint = f"{error}\n{log.read()}".rstrip()
-                notes.append(f"{kind.probe} {kind.extra}".rstrip() + f": {complaint}")
-                for fd in fds:
-                    os.close(fd)
-                with contextlib.suppress(Exception):
-                    bpf.cleanup()  # some of its probes may have been attached
-                continue
-        # At the end the kernel takes everything away with the descriptors; bcc would look
-        # for the names of its probes in tracefs, which may not be mounted.
-        atexit.unregister(bpf.cleanup)
+
+        def opened(fd: int, fds: list[int] = fds) -> int:
+            fds.append(fd)
+            return fd
+
+        try:
+            code, how = compiled(text(tool, kind, options, scope, btf), tool.maps, btf is not None)
+            attached = _attach(tool, kind, code, scope, btf, opened)
+        except (Refused, OSError) as error:
+            number, complaint = error.args[0] or 0, error.args[1]
+            notes.append(f"{' '.join((kind.probe, *kind.macros))}: {complaint}")
+            for fd in fds:
+                os.close(fd)
+            continue
         reason = "the cheapest that works here" if asked == "auto" else "as asked"
-        notes.append(f"probes: {kind.probe}, {reason}")
-        attached.notes[:0] = notes
+        attached.notes[:0] = [*notes, how, f"probes: {kind.probe}, {reason}"]
         return attached
     raise Failure(_blame(asked, number, complaint, btf is not None), *notes)
 
 
+def _make_maps(tool: Tool, code: Compiled, scope: Scope, opened: Opened) -> dict[str, int]:
+    """The maps of the programs by name, in the order in which these number them."""
+    made = dict.fromkeys((kind.name for kind in code.maps), 0)
+    like = dict(tool.examples)
+    # A map of maps is made after its example.
+    for kind in sorted(code.maps, key=lambda kind: kind.type == BPF_MAP_TYPE_ARRAY_OF_MAPS):
+        name, entries = kind.name, kind.max_entries
+        if kind.type != BPF_MAP_TYPE_SK_STORAGE:
+            entries = tool.entries.get(name, entries)
+        example = scope.maps[name].fd if name in scope.maps else made.get(like.get(name, ""), 0)
+        made[name] = opened(syscalls.create_map(kind._replace(max_entries=entries), example))
+        if name in scope.maps:
+            syscalls.put(made[name], 0, example)
+    return made
+
+
+def _attach_program(
+    how: str, target: str, code: bytes, kind: Kind, btf: Optional[Btf], opened: Opened
+) -> None:
+    """Load a program and attach it: at the entry of a function, or to a tracepoint."""
+    typed = (ENTRY_TYPED if how == "entry" else EVENT_TYPED) in kind.macros
+    name = f"{how}__{target}"
+    if typed:
+        assert btf  # or the kind is not wanted
+        attach_type = BPF_TRACE_FENTRY if how == "entry" else BPF_TRACE_RAW_TP
+        btf_id = btf.function(target) if how == "entry" else btf.tracepoint(target)
+        program = load_program(
+            name, code, BPF_PROG_TYPE_TRACING, attach_type, found(btf_id, target)
+        )
+        opened(syscalls.open_tracepoint(None, opened(program)))
+    elif how == "entry":
+        program = opened(load_program(name, code, BPF_PROG_TYPE_KPROBE))
+        opened(syscalls.open_kprobe(target, program))
+    else:
+        program = opened(load_program(name, code, BPF_PROG_TYPE_RAW_TRACEPOINT))
+        opened(syscalls.open_tracepoint(target, program))
+
+
+def found(btf_id: Optional[int], what: str) -> int:
+    """An id in the kernel's BTF. Raises OSError if it has none."""
+    if btf_id is None:
+        raise OSError(errno.ENOENT, f"{what}: not in this kernel's BTF")
+    return btf_id
+
+
 def _attach(
-    bcc: Any, bpf: Any, tool: Tool, kind: Kind, btf: Optional[Btf], fds: list[int]
+    tool: Tool, kind: Kind, code: Compiled, scope: Scope, btf: Optional[Btf], opened: Opened
 ) -> Attached:
-    """Load and attach what bcc does not. Raises OSError if the kernel refuses, or does nothing.
-
-    What is opened is added to `fds`.
-    """
-
-    def opened(fd: int) -> int:
-        fds.append(fd)
-        return fd
-
+    """Make maps, load and attach. Raises OSError if the kernel refuses, or does nothing."""
+    maps = _make_maps(tool, code, scope, opened)
+    place = dict(enumerate(maps.values()))
     # Shared with the programs, so that a look at it takes no system call.
-    memory = mmap.mmap(bpf["counters"].map_fd, mmap.PAGESIZE)
-    attached = Attached(
-        kind, {name: bpf[name].map_fd for name in tool.maps}, {}, memoryview(memory).cast("Q"), bpf
-    )
-
-    def tracing(function: str, target: str, attach_type: int) -> int:
-        code = bpf.dump_func(function.encode())
-        return opened(syscalls.load_tracing(code, function, target, attach_type))
-
-    for function, tracepoint in kind.typed:
-        program = tracing(function, tracepoint, syscalls.BPF_TRACE_RAW_TP)
-        opened(syscalls.open_tracepoint(None, program))
-    for function, tracepoint in kind.raw:
-        # bcc attaches one program to a raw tracepoint and no more.
-        program = bpf.load_func(function.encode(), bcc.BPF.RAW_TRACEPOINT).fd
-        opened(syscalls.open_tracepoint(tracepoint.encode(), program))
+    memory = mmap.mmap(maps["counters"], mmap.PAGESIZE)
+    attached = Attached(kind, maps, {}, memoryview(memory).cast("Q"))
+    for how in ("entry", "event", "again"):
+        for function, instructions in code.functions.items():
+            prefix, _, target = function.partition("__")
+            if prefix == how:
+                program = with_maps(instructions, place)
+                _attach_program(how, target, program, kind, btf, opened)
     if kind.at_functions():
         use_a_connection()
         if not attached.counters[LOOKS_PROVED]:
@@ -157,16 +171,21 @@ def _attach(
     for alternatives in tool.iterations if btf else ():
         for one in alternatives:
             try:
-                if one.function not in programs:
-                    programs[one.function] = tracing(
-                        one.function, one.target, syscalls.BPF_TRACE_ITER
+                if btf and one.function not in programs:
+                    btf_id = found(btf.function(f"bpf_iter_{one.target}"), one.target)
+                    instructions = with_maps(code.functions[one.function], place)
+                    programs[one.function] = opened(
+                        load_program(
+                            *(one.function, instructions, BPF_PROG_TYPE_TRACING),
+                            *(BPF_TRACE_ITER, btf_id),
+                        )
                     )
             except OSError as error:
                 if one == alternatives[-1]:
                     raise
-                attached.notes.append(f"no {one.function}: {error}")
+                attached.notes.append(f"no {one.function}: {error.args[1]}")
                 continue
-            link = syscalls.iterator(programs[one.function], attached.maps.get(one.map))
+            link = syscalls.iterator(programs[one.function], maps.get(one.map))
             attached.iterators[one.function, one.map] = opened(link)
             break
     return attached

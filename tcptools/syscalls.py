@@ -1,23 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bpf(2): what of it is needed once the programs are compiled. File descriptors in and out."""
+"""bpf(2) and its like: loading, attaching, iterating, maps. File descriptors in and out."""
 
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Optional
+from typing import NamedTuple, Optional
 
 from tcptools import Failure
 
-# enum bpf_prog_type and bpf_attach_type, include/uapi/linux/bpf.h.
-BPF_PROG_LOAD, BPF_PROG_TYPE_TRACING = 5, 26
-BPF_TRACE_RAW_TP, BPF_TRACE_ITER = 23, 28
-# bpf(2) by architecture; all that came later have the number of arm64.
-SYS_BPF = {"x86_64": 321, "ppc64le": 361, "s390x": 351}.get(os.uname().machine, 280)
+# Of the enums bpf_cmd, bpf_map_type, bpf_prog_type and bpf_attach_type, include/uapi/linux/bpf.h.
+BPF_MAP_CREATE, BPF_PROG_LOAD, BPF_BTF_LOAD = 0, 5, 18
+BPF_MAP_TYPE_ARRAY_OF_MAPS, BPF_MAP_TYPE_SK_STORAGE = 12, 24
+BPF_PROG_TYPE_KPROBE, BPF_PROG_TYPE_RAW_TRACEPOINT, BPF_PROG_TYPE_TRACING = 2, 17, 26
+BPF_TRACE_RAW_TP, BPF_TRACE_FENTRY, BPF_TRACE_ITER = 23, 24, 28
+# struct bpf_map_info: type, (id), sizes of key and value, max_entries, map_flags, name.
+MAP_INFO = struct.Struct("=I4x4I16s")
+# include/uapi/linux/perf_event.h
+PERF_EVENT_IOC_ENABLE, PERF_EVENT_IOC_SET_BPF, PERF_FLAG_FD_CLOEXEC = 0x2400, 0x40042408, 8
+# bpf(2) and perf_event_open(2) by architecture; all that came later have the numbers of arm64.
+SYS_BPF, SYS_PERF_EVENT_OPEN = {
+    "x86_64": (321, 298),
+    "ppc64le": (361, 319),
+    "s390x": (351, 331),
+}.get(os.uname().machine, (280, 241))
 # Entries that one system call fetches from a map or deletes in it; the longest takes about
 # 2 ms (1 ns an instruction).
 BATCH = 4096
@@ -41,38 +53,105 @@ def _checked(result: int, what: str) -> int:
     return result
 
 
-def load_tracing(code: bytes, function: str, target: str, attach_type: int) -> int:
-    """Load a program for a typed tracepoint or an iterator, named `target` in the kernel's BTF.
+def _bpf(command: int, attributes: bytes) -> int:
+    """bpf(2) with the start of a union bpf_attr, include/uapi/linux/bpf.h: a descriptor, or -1."""
+    system_call = ctypes.CDLL(None, use_errno=True).syscall
+    return int(system_call(SYS_BPF, command, attributes, len(attributes)))
 
-    bcc knows nothing of the former, and wants functions for the latter to be named for what they
-    iterate over, so that there can be one for each. Raises OSError with what the kernel says.
-    """
-    btf_id = libbpf().libbpf_find_vmlinux_btf_id(target.encode(), attach_type)
-    if btf_id < 0:
-        raise OSError(-btf_id, f"{target}: {os.strerror(-btf_id)}")
+
+class MapKind(NamedTuple):
+    """How a map is made: sizes are in bytes, the others as in struct bpf_map_info."""
+
+    name: str
+    type: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+
+
+def map_kind(map_fd: int) -> MapKind:
+    """How a map was made."""
+    info = ctypes.create_string_buffer(MAP_INFO.size)
+    size = ctypes.c_uint32(MAP_INFO.size)
+    get_info = libbpf().bpf_obj_get_info_by_fd
+    _checked(get_info(map_fd, info, ctypes.byref(size)), "map")
+    kind, key_size, value_size, entries, flags, name = MAP_INFO.unpack(info)
+    return MapKind(name.split(b"\0")[0].decode(), kind, key_size, value_size, entries, flags)
+
+
+def _storage_types(value_size: int) -> bytes:
+    """BTF as socket storage wants it: type 1 is an int, and 2 a value of this size."""
+    names = b"\0int\0value\0"
+    types = struct.pack("=4I", 1, 1 << 24, 4, 1 << 24 | 32)  # BTF_KIND_INT, signed, 32 bits
+    types += struct.pack("=3I", 5, 4 << 24, value_size)  # BTF_KIND_STRUCT without members
+    header = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(names))
+    return header + types + names
+
+
+def create_map(kind: MapKind, inner_fd: int = 0) -> int:
+    """Make a map; one of maps takes those that are made as `inner_fd` was. Raises OSError."""
+    btf = (0, 0, 0)
+    if kind.type == BPF_MAP_TYPE_SK_STORAGE:
+        types = ctypes.create_string_buffer(_storage_types(kind.value_size))
+        load = struct.pack("=QQIII", ctypes.addressof(types), 0, len(types) - 1, 0, 0)
+        btf = (_checked(_bpf(BPF_BTF_LOAD, load), "types"), 1, 2)
+    attributes = struct.pack("=7I16sI3I", *kind[1:], inner_fd, 0, kind.name.encode(), 0, *btf)
+    try:
+        return _checked(_bpf(BPF_MAP_CREATE, attributes), f"map {kind.name}")
+    finally:
+        if btf[0]:
+            os.close(btf[0])
+
+
+def load_program(name: str, code: bytes, kind: int, attach_type: int = 0, btf_id: int = 0) -> int:
+    """Load a program, one that is typed for the function or tracepoint of that id in the
+    kernel's BTF. Raises OSError with what the kernel says."""
     text, licence = ctypes.create_string_buffer(code), ctypes.create_string_buffer(b"GPL")
     log = ctypes.create_string_buffer(1 << 16)
-    bpf = ctypes.CDLL(None, use_errno=True).syscall
     for log_size in (0, ctypes.sizeof(log)):  # it is not asked for unless there is reason to
-        # The start of union bpf_attr, include/uapi/linux/bpf.h, up to attach_btf_id.
+        # Up to attach_btf_id; the middle is what is known of the C code.
         attributes = struct.pack(
             "=IIQQIIQII16sII36xI8x",
-            *(BPF_PROG_TYPE_TRACING, len(code) // 8, ctypes.addressof(text)),
+            *(kind, len(code) // 8, ctypes.addressof(text)),
             *(ctypes.addressof(licence), int(log_size > 0), log_size),
             *(ctypes.addressof(log) if log_size else 0, 0, 0),
-            *(function.encode()[:15], 0, attach_type, btf_id),
+            *(re.sub(r"\W", "_", name).encode()[:15], 0, attach_type, btf_id),
         )
-        fd: int = bpf(SYS_BPF, BPF_PROG_LOAD, attributes, len(attributes))
+        fd = _bpf(BPF_PROG_LOAD, attributes)
         if fd >= 0:
             return fd
     number = ctypes.get_errno()
     said = log.value.decode("utf-8", "replace")
-    raise OSError(number, f"{function}: {os.strerror(number)}\n{said}".rstrip())
+    raise OSError(number, f"{name}: {os.strerror(number)}\n{said}".rstrip())
 
 
-def open_tracepoint(name: Optional[bytes], program: int) -> int:
-    """Attach a program to a raw tracepoint, which a typed one knows without its name."""
-    return _checked(libbpf().bpf_raw_tracepoint_open(name, program), "raw tracepoint")
+def open_kprobe(function: str, program: int) -> int:
+    """Attach a program to the entry of a function, for as long as the descriptor is open.
+
+    That needs neither tracefs nor a name in it (perf_kprobe_init(), kernel/trace/).
+    """
+    with open("/sys/bus/event_source/devices/kprobe/type", encoding="ascii") as file:
+        kind = int(file.read())
+    name = ctypes.create_string_buffer(function.encode())
+    # struct perf_event_attr, include/uapi/linux/perf_event.h, up to config2.
+    attributes = struct.pack("=II5QIIQQ", kind, 72, 0, 1, 0, 0, 0, 1, 0, ctypes.addressof(name), 0)
+    system_call = ctypes.CDLL(None, use_errno=True).syscall
+    opened = system_call(SYS_PERF_EVENT_OPEN, attributes, -1, 0, -1, PERF_FLAG_FD_CLOEXEC)
+    fd = _checked(opened, function)
+    try:
+        fcntl.ioctl(fd, PERF_EVENT_IOC_SET_BPF, program)
+        fcntl.ioctl(fd, PERF_EVENT_IOC_ENABLE, 0)
+    except OSError as error:
+        os.close(fd)
+        raise OSError(error.errno, f"{function}: {error.strerror}") from None
+    return fd
+
+
+def open_tracepoint(name: Optional[str], program: int) -> int:
+    """Attach a program to a raw tracepoint; a typed one knows without a name what it is for."""
+    encoded = name.encode() if name else None
+    return _checked(libbpf().bpf_raw_tracepoint_open(encoded, program), name or "attaching")
 
 
 class _IterOptions(ctypes.Structure):

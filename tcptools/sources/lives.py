@@ -4,7 +4,7 @@
 import mmap
 import struct
 
-from tcptools.csource import GRAFT_FENTRY, GRAFT_KPROBE, Kind, Tool
+from tcptools.csource import ENTRY_TYPED, GRAFT, Kind, Tool
 from tcptools.kernel import Scope
 from tcptools.options import Tcplife
 from tcptools.program import load
@@ -13,23 +13,24 @@ from tcptools.session import IDENTITY, Life
 # Bytes of the ring buffer in bpf/tcplife.c, of which user space takes what there is ten times
 # a second.
 RING_SIZE = 1 << 22
+# Sessions open at a time that began while the programs ran.
+MAX_OPEN = 65536
 # A record of the ring buffer: struct life of bpf/tcplife.c after a header of 8 bytes. That
 # begins with the size of the rest and, until it is complete, BPF_RINGBUF_BUSY_BIT.
 RECORD = struct.Struct(f"!8xQQQQ{IDENTITY.format[1:]}4x")
 BUSY = 1 << 31 | RECORD.size - 8
 
-AGAIN = (("make_up", "inet_sock_set_state"),)
 TOOL = Tool(
     files=("common.h", "tcplife.c"),
     # Where accept(2) is seen: security_sock_graft() is there with CONFIG_SECURITY_NETWORK. A
     # kprobe needs perf_event_open(2), which Debian keeps from those who have no more than CAP_BPF
     # and CAP_PERFMON.
     kinds=(
-        Kind("tracepoint", GRAFT_FENTRY, raw=AGAIN),
-        Kind("tracepoint", GRAFT_KPROBE, raw=AGAIN),
-        Kind("tracepoint", raw=AGAIN),
+        Kind("tracepoint", (GRAFT, ENTRY_TYPED)),
+        Kind("tracepoint", (GRAFT,)),
+        Kind("tracepoint"),
     ),
-    sizes={"RING_SIZE": RING_SIZE},
+    entries={"lives": RING_SIZE, "open": MAX_OPEN},
     maps=("lives",),
 )
 
@@ -44,7 +45,7 @@ class Lives:
     def __init__(self, options: Tcplife, scope: Scope) -> None:
         self._programs = load(TOOL, options, scope)
         self.notes, self.warnings = self._programs.notes, self._programs.warnings
-        if not self._programs.kind.extra:
+        if not self._programs.kind.macros:
             self.warnings.append(
                 "this kernel does not show who accepts a session: its process is the one that"
                 " closes it"

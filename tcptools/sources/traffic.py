@@ -7,7 +7,7 @@ import struct
 import time
 
 from tcptools import kernel, syscalls
-from tcptools.csource import SOCKET_STORAGE, Iteration, Kind, Tool
+from tcptools.csource import SOCKET_STORAGE, TYPED, Iteration, Kind, Tool
 from tcptools.kernel import Scope
 from tcptools.options import Tcptop
 from tcptools.program import COUNTING, INTERVAL, NOTING, PHASE, ROWS_MADE, SPECIALS_MADE, load
@@ -27,10 +27,7 @@ ROW = struct.Struct(f"=QQ24x{IDENTITY.size}s4x")
 # Seconds that the search for open sockets may take where it has to wait for their locks.
 SEARCH_LIMIT = 5
 
-FILTERS = tuple(kernel.MAP_VALUE_SIZES)
 ROWS = ("rows_even", "rows_odd")
-SECOND = ("established", "inet_sock_set_state")
-TRACEPOINTS = (*((name, name) for name in ("inet_sock_set_state", "tcp_destroy_sock")), SECOND)
 
 
 def tool(options: Tcptop) -> Tool:
@@ -39,16 +36,17 @@ def tool(options: Tcptop) -> Tool:
         files=("common.h", "tcptop.h", "counting.h", "tcptop.c"),
         # fentry needs Linux 5.5 (on arm64 6.4), and socket storage in its programs 5.11.
         kinds=(
-            Kind("fentry", SOCKET_STORAGE, TRACEPOINTS),
-            Kind("fentry", typed=TRACEPOINTS),
-            Kind("kprobe", raw=(SECOND,)),
+            Kind("fentry", (*TYPED, SOCKET_STORAGE)),
+            Kind("fentry", TYPED),
+            Kind("kprobe"),
         ),
-        sizes={
-            "MAX_SESSIONS": options.max_sessions,
-            "MAX_SOCKETS": options.max_sessions * SOCKETS_PER_SESSION,
-            "MAX_SPECIALS": MAX_SPECIALS,
+        entries={
+            **dict.fromkeys(ROWS, options.max_sessions),
+            "positions": options.max_sessions * SOCKETS_PER_SESSION,
+            "specials": MAX_SPECIALS,
         },
-        maps=("rows", *ROWS, "specials", *(name for name in FILTERS if getattr(options, name))),
+        maps=(*ROWS, "rows", "specials"),
+        examples=(("rows", ROWS[0]),),
         iterations=(
             *((Iteration("emit_row", "bpf_map_elem", name),) for name in ROWS),
             (Iteration("emit_special", "bpf_map_elem", "specials"),),
@@ -67,8 +65,6 @@ class Traffic:
         maps = self._programs.maps
         self._rows, self._slots = tuple(maps[name] for name in ROWS), maps["rows"]
         self._interval, self._specials_over = 0, 0
-        for name, pinned in scope.maps.items():
-            syscalls.put(maps[name], 0, pinned.fd)
         for parity, rows in enumerate(self._rows):
             syscalls.put(self._slots, parity, rows)
         self._counters[PHASE] = NOTING

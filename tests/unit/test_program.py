@@ -36,8 +36,7 @@ def test_without_filters():
     defined = macros()
     assert defined["PID_MATCHES(pid)"] == "1"
     assert "SESSION_FILTER" not in defined
-    assert not {"CGROUP_ID", "CGROUPMAP_FLAGS", "MNTNSMAP_FLAGS"} & set(defined)
-    assert defined["MAX_SESSIONS"] == "65536"
+    assert not {"CGROUP_ID", "CGROUPMAP", "MNTNSMAP"} & set(defined)
 
 
 @pytest.mark.parametrize(
@@ -49,10 +48,9 @@ def test_without_filters():
         (["-6"], "FAMILY_MATCHES(family)", "family == 10"),
         (["-L", "22"], "LPORT_MATCHES(port)", "port == 22"),
         (["-D", "80,443"], "RPORT_MATCHES(port)", "port == 80 || port == 443"),
-        (["--max-sessions", "7"], "MAX_SESSIONS", "7"),
     ],
 )
-def test_filters_and_sizes(arguments, macro, condition):
+def test_filters(arguments, macro, condition):
     assert macros(*arguments)[macro] == condition
 
 
@@ -68,14 +66,20 @@ def test_cgroup_and_maps():
     maps = {"cgroupmap": PinnedMap(fd=5, flags=1), "mntnsmap": PinnedMap(fd=6, flags=0)}
     defined = macros(scope=Scope((4711, 3), maps))
     assert (defined["CGROUP_ID"], defined["CGROUP_LEVEL"]) == ("4711", "3")
-    assert (defined["CGROUPMAP_FLAGS"], defined["MNTNSMAP_FLAGS"]) == ("1", "0")
+    assert (defined["CGROUPMAP"], defined["MNTNSMAP"]) == ("1", "1")
+
+
+def test_the_text_is_the_same_for_all_sizes():
+    assert text() == text("--max-sessions", "7")
+    assert traffic.tool(parse(Tcptop, ["--max-sessions", "7"])).entries["rows_even"] == 7
 
 
 def test_kinds():
     defined = {kind: set(macros(kind=kind)) for kind in (STORAGE, FENTRY, KPROBE)}
-    assert {"PROBE_FENTRY", "SOCKET_STORAGE"} <= defined[STORAGE]
+    assert {"PROBE_FENTRY", "SOCKET_STORAGE", "ENTRY_TYPED", "EVENT_TYPED"} <= defined[STORAGE]
     assert defined[FENTRY] == defined[STORAGE] - {"SOCKET_STORAGE"}
-    assert defined[KPROBE] == defined[FENTRY] - {"PROBE_FENTRY"} | {"PROBE_KPROBE"}
+    typed = {"PROBE_FENTRY", "ENTRY_TYPED", "EVENT_TYPED"}
+    assert defined[KPROBE] == defined[FENTRY] - typed | {"PROBE_KPROBE"}
 
 
 def test_every_offset_that_the_program_names_is_defined():
