@@ -5,6 +5,7 @@
  *
  * Python puts the options and field offsets in front as macros:
  *   PROBE_FENTRY, PROBE_KPROBE, PROBE_TRACEPOINT    what kind of program this is
+ *   ENTRY_TYPED, EVENT_TYPED         which programs know the types of their arguments
  *   MAP_FLAGS                        of maps of which memory is to be taken as used
  *   PID_MATCHES(pid)                 the filter for processes, as a condition
  *   SESSION_FILTER                   only some sessions are wanted, by these conditions:
@@ -111,8 +112,8 @@ BPF_ARRAY_OF_MAPS(mntnsmap, "mntns_example", 1);
 #endif
 
 /*
- * Index of `counters`, which user space has in its memory. Those after the first are tcptop's;
- * user space sets the last two of them, and numbers intervals from 1.
+ * Index of `counters`, which user space has in its memory. Looks are counted until it is proved
+ * that there are any. User space sets the last two, and numbers intervals from 1.
  */
 enum { EVENTS_MISSED, ROWS_MADE, SPECIALS_MADE, LOOKS_PROVED, PHASE, INTERVAL, COUNTERS };
 
