@@ -10,6 +10,7 @@
  *   PID_MATCHES(pid)                 the filter for processes, as a condition
  *   SESSION_FILTER                   only some sessions are wanted, by these conditions:
  *   FAMILY_MATCHES(family), LPORT_MATCHES(port), RPORT_MATCHES(port)
+ *   TASK_FILTER                      only some tasks are wanted, and a task may become another:
  *   CGROUP_ID, CGROUP_LEVEL          a cgroup v2 and its depth, if only that is wanted
  *   CGROUPMAP, MNTNSMAP              the maps of those filters are given
  *   OFFSET_field                     where a kernel structure keeps a field, in bytes
@@ -188,7 +189,7 @@ static __always_inline bool session_matches(void *tp)
 static __always_inline bool nobody_matches(void)
 {
 	u32 pid = 0;
-#if defined(CGROUP_ID) || defined(CGROUPMAP) || defined(MNTNSMAP)
+#ifdef TASK_FILTER
 	return false;
 #endif
 	return PID_MATCHES(pid);

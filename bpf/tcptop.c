@@ -32,7 +32,7 @@
  *   HAVE_function          the kernel has this function
  */
 
-#if defined(CGROUP_ID) || defined(CGROUPMAP) || defined(MNTNSMAP)
+#ifdef TASK_FILTER /* whose answer may have changed since the last look */
 #define STILL_MATCHES(pid) task_matches(pid)
 #else
 #define STILL_MATCHES(pid) true

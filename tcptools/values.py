@@ -9,12 +9,12 @@ import re
 import socket
 
 
-def whole(text: str, most: int = (1 << 31) - 1) -> int:
-    """A whole number from 1 up."""
+def whole(text: str, most: int = (1 << 31) - 1, least: int = 1) -> int:
+    """A whole number from `least` to `most`."""
     digits = text.lstrip("0")
-    number = int(digits) if re.fullmatch("[0-9]{1,10}", digits) else 0
-    if not 0 < number <= most:
-        raise argparse.ArgumentTypeError(f"{shown(text)} is no whole number from 1 to {most}")
+    number = int(digits or 0) if re.fullmatch("[0-9]+", text) and len(digits) < 11 else -1
+    if not least <= number <= most:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is no whole number from {least} to {most}")
     return number
 
 

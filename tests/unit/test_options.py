@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import tcptop
 from tcptools import VERSION, options, values
-from tcptools.options import Tcplife, Tcptop, name_of, rows, visible
+from tcptools.options import FILTERS, Tcplife, Tcptop, name_of, rows, visible
 from tcptools.session import AF_INET, AF_INET6
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -199,15 +199,25 @@ def test_whatever_is_typed_is_accepted_or_makes_two_lines(arguments):
             assert fd == 1 or re.fullmatch(error, data)
 
 
+# What makes the numbers that get into the C text.
+NUMBERS = {one.convert for one in visible(Tcptop, FILTERS) if one.adds_up}
+
+
+def test_what_can_be_a_list_adds_up():
+    for kind in (Tcptop, Tcplife):
+        for one in visible(kind):
+            assert one.adds_up is one.argument.endswith("...]"), one
+
+
 @given(st.text(max_size=12))
 def test_a_number_is_a_number_or_refused(text):
     """Nothing that the C compiler could take for more than a number gets through."""
-    for convert in (values.pids, values.ports):
+    for convert in NUMBERS:
         try:
             numbers = convert(text)
         except ArgumentTypeError:
             continue
-        assert all(type(number) is int and 0 < number < 1 << 31 for number in numbers)
+        assert all(type(number) is int and 0 <= number < 1 << 32 for number in numbers)
 
 
 @given(st.lists(st.integers(1, 65535), min_size=1, max_size=5))

@@ -9,7 +9,7 @@ import pytest
 from tcptools import csource, kernel
 from tcptools.btf import FIELDS, OPTIONAL_FIELDS
 from tcptools.kernel import PinnedMap, Scope
-from tcptools.options import Tcptop, parse
+from tcptools.options import FILTERS, Tcptop, parse, rows
 from tcptools.sources import traffic
 
 STORAGE, FENTRY, KPROBE = traffic.tool(Tcptop()).kinds
@@ -72,6 +72,43 @@ def test_cgroup_and_maps():
 def test_the_text_is_the_same_for_all_sizes():
     assert text() == text("--max-sessions", "7")
     assert traffic.tool(parse(Tcptop, ["--max-sessions", "7"])).entries["rows_even"] == 7
+
+
+# Of each filter, some value; and what it names in the kernel.
+WANTED = {
+    "pids": ("-p", "7"),
+    "lports": ("-L", "7"),
+    "rports": ("-D", "7"),
+    "families": ("-4",),
+    "cgroup": Scope((7, 1), {}),
+    "cgroupmap": Scope(None, {"cgroupmap": PinnedMap(7, 0)}),
+    "mntnsmap": Scope(None, {"mntnsmap": PinnedMap(7, 0)}),
+}
+
+
+def test_every_filter_makes_another_program():
+    for each in rows(Tcptop):
+        if each.group == FILTERS:
+            wanted = WANTED[each.name]
+            scope = wanted if isinstance(wanted, Scope) else NOTHING
+            assert text(*(() if scope is wanted else wanted), scope=scope) != text(), each.name
+
+
+def test_every_macro_is_used_and_in_the_head_of_the_text():
+    program = "".join(
+        path.read_text(encoding="ascii") for path in Path(csource.BPF_DIRECTORY).glob("*.[ch]")
+    )
+    every = Scope((7, 1), {name: PinnedMap(7, 0) for name in ("cgroupmap", "mntnsmap")})
+    options = parse(Tcptop, ["-4", "-L", "1", "-D", "1", "-p", "1"])
+    for line in csource.macros(STORAGE, options, every, {}, 0).splitlines():
+        name = re.match(r"#define (\w+)", line)[1]
+        assert re.search(rf"^ \*.*\b{name}\b", program, re.M), name
+        assert len(re.findall(rf"\b{name}\b", program)) > 1, f"{name}: in the head alone"
+
+
+def test_text_is_no_number():
+    with pytest.raises(ValueError):
+        csource.any_of(("0 || evil()",), "pid")
 
 
 def test_kinds():
