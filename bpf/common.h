@@ -51,7 +51,11 @@ struct identity {
 	u8 laddr[16]; /* the first 4 for AF_INET */
 	u8 raddr[16];
 	char comm[16];
+	u32 uid; /* the user's, as the initial user namespace has it; NO_UID if unknown */
+	u64 cgroup; /* id of the cgroup v2, 0 if unknown */
 };
+
+#define NO_UID 0xffffffff
 
 #define FETCH(type, base, offset)                                                                  \
 	({                                                                                         \
@@ -223,7 +227,10 @@ static __always_inline void name_session(struct identity *identity, void *tp)
 	bpf_probe_read_kernel(identity->raddr, 4, tp + OFFSET_skc_daddr);
 }
 
-/* The process that runs, by the name of its first thread: others may have one of their own. */
+/*
+ * The process that runs, by the name of its first thread: others may have one of their own.
+ * What may change in its life is as of now, when the row is made.
+ */
 static __always_inline void name_process(struct identity *identity, u32 pid)
 {
 	void *task = (void *)bpf_get_current_task();
@@ -231,4 +238,15 @@ static __always_inline void name_process(struct identity *identity, u32 pid)
 
 	identity->pid = bpf_htonl(pid);
 	bpf_probe_read_kernel(identity->comm, sizeof(identity->comm), leader + OFFSET_comm);
+	identity->uid = bpf_htonl((u32)bpf_get_current_uid_gid());
+#if defined(OFFSET_level) || defined(CONFIG_CGROUPS) /* without BTF, the kernel's headers say */
+	identity->cgroup = bpf_htonll(bpf_get_current_cgroup_id());
+#endif
+}
+
+/* No process is known. */
+static __always_inline void name_nobody(struct identity *identity)
+{
+	identity->comm[0] = '-';
+	identity->uid = NO_UID;
 }

@@ -304,7 +304,7 @@ static __always_inline void make_special(void *tp, struct position *position)
 	special.rx_bytes = taken(&now, special.rx_first);
 	special.tx_bytes = sent(&now, special.tx_first);
 	name_session(&special.who, tp);
-	special.who.comm[0] = '-';
+	name_nobody(&special.who);
 	if (specials.update(&key, &special)) { /* no room, so it goes on as others do */
 		count(EVENTS_MISSED);
 		return;

@@ -147,7 +147,7 @@ static __always_inline void end(u64 socket, u8 state)
 		life->tx_bytes = bpf_htonll(sent(tp, opened->syn, state));
 		life->identity = opened->identity;
 		if (!opened->identity.pid)
-			life->identity.comm[0] = '-';
+			name_nobody(&life->identity);
 		name_session(&life->identity, tp);
 		lives.ringbuf_submit(life, BPF_RB_NO_WAKEUP);
 	} else {

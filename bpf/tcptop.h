@@ -29,6 +29,7 @@ struct record {
 	u64 tx_bytes;
 	struct identity identity;
 	u32 over; /* there will be no more of this key */
+	u32 unused;
 	struct session_key key;
 };
 

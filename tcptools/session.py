@@ -22,7 +22,7 @@ Session = tuple[int, int, bytes]
 
 # A session that has ended, struct life of bpf/tcplife.c: its beginning and end in ns of the
 # monotonic clock, the bytes of payload that it received and that its peer acknowledged, and
-# whose it is, see IDENTITY.
+# whose it is, see WHO.
 Life = tuple[int, int, int, int, int, int, int, int, bytes, bytes, bytes]
 
 
@@ -42,8 +42,16 @@ class Identity(NamedTuple):
     rport: int
 
 
-# struct identity of bpf/common.h. Its first byte is the address family.
-IDENTITY = struct.Struct("!B3xIHH16s16s16s")
+# struct identity of bpf/common.h: a process and session, as in identified(), and then the id of
+# the user and of the cgroup v2 that the process had when the row was made.
+WHO = struct.Struct("!B3xIHH16s16s16s")
+IDENTITY = struct.Struct(f"{WHO.format}IQ")
+# Where its members are. PID, ports, UID and CGROUP are numbers in network byte order.
+FAMILY, PID, LPORT, RPORT = slice(0, 1), slice(4, 8), slice(8, 10), slice(10, 12)
+LADDR, RADDR, COMM = slice(12, 28), slice(28, 44), slice(44, 60)
+UID, CGROUP = slice(60, 64), slice(64, 72)
+# Where there is none, as for a session of which no process is known.
+NO_UID, NO_CGROUP = 0xFFFFFFFF, 0
 
 
 @lru_cache(maxsize=KEPT)
@@ -68,7 +76,7 @@ def identified(
 
 def identify(packed: bytes) -> Identity:
     """The process and session that a packed identity stands for."""
-    return identified(*IDENTITY.unpack(packed))
+    return identified(*WHO.unpack_from(packed))
 
 
 # What each sort order ranks by, largest first; the names are those of --sort.

@@ -8,7 +8,7 @@ from tcptools.csource import ENTRY_TYPED, GRAFT, Kind, Tool
 from tcptools.kernel import Scope
 from tcptools.options import Tcplife
 from tcptools.program import load
-from tcptools.session import IDENTITY, Life
+from tcptools.session import WHO, Life
 
 # Bytes of the ring buffer in bpf/tcplife.c, of which user space takes what there is ten times
 # a second.
@@ -17,7 +17,7 @@ RING_SIZE = 1 << 22
 MAX_OPEN = 65536
 # A record of the ring buffer: struct life of bpf/tcplife.c after a header of 8 bytes. That
 # begins with the size of the rest and, until it is complete, BPF_RINGBUF_BUSY_BIT.
-RECORD = struct.Struct(f"!8xQQQQ{IDENTITY.format[1:]}4x")
+RECORD = struct.Struct(f"!8xQQQQ{WHO.format[1:]}12x")
 BUSY = 1 << 31 | RECORD.size - 8
 
 TOOL = Tool(

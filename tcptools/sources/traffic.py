@@ -19,11 +19,11 @@ SOCKETS_PER_SESSION = 4
 # through the whole map.
 MAX_SPECIALS = 16384
 # struct record of bpf/tcptop.h: its session, its key, and whether it is the last of the key.
-RECORD = struct.Struct(f"=QQ{IDENTITY.size}s20x")
-RECORD_KEY = struct.Struct("=80x16s")
-RECORD_OVER = struct.Struct("=76xI16s")
+RECORD = struct.Struct(f"=QQ{IDENTITY.size}s24x")
+RECORD_KEY = struct.Struct("=96x16s")
+RECORD_OVER = struct.Struct("=88xI4x16s")
 # struct session of bpf/tcptop.h.
-ROW = struct.Struct(f"=QQ24x{IDENTITY.size}s4x")
+ROW = struct.Struct(f"=QQ24x{IDENTITY.size}s")
 # Seconds that the search for open sockets may take where it has to wait for their locks.
 SEARCH_LIMIT = 5
 

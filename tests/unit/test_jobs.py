@@ -21,7 +21,7 @@ sys.path.insert(0, sys.argv[1])
 from tcptools.command import Command, Wake
 from tcptools.screen import Screen
 from tcptools.session import IDENTITY
-sessions = [(7 << 10, 0, IDENTITY.pack(2, 1, 22, 50000, b"", b"", "\\u732b-sshd".encode()))]
+sessions = [(7 << 10, 0, IDENTITY.pack(2, 1, 22, 50000, b"", b"", "\\u732b-sshd".encode(), 0, 0))]
 this = Command("tcptop")
 with Screen(this) as view:
     while True:

@@ -14,14 +14,14 @@ from wcwidth import wcswidth
 
 from tcptools.life import Text
 from tcptools.options import Tcplife, parse
-from tcptools.session import IDENTITY
+from tcptools.session import WHO
 
 # Half a second of the monotonic clock is 03:53:20 UTC on a day in 2025.
 EPOCH = 1763697200_000_000_000 - 500_000_000
 
 
 def life(ended=500_000_000, lasted=12_345_678, rx=2047, tx=1024, **who):
-    return ended - lasted, ended, rx, tx, *IDENTITY.unpack(session(**who)[2])
+    return ended - lasted, ended, rx, tx, *WHO.unpack_from(session(**who)[2])
 
 
 SSH = life()

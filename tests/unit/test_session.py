@@ -22,7 +22,7 @@ from tcptools.session import AF_INET, AF_INET6, IDENTITY, SORT_ORDERS, identify,
 def test_identity(family, pid, ports, ipv4, ipv6, comm):
     addresses = ipv4 if family == AF_INET else ipv6
     packed = (address.packed for address in addresses)
-    who = identify(IDENTITY.pack(family, pid, *ports, *packed, comm))
+    who = identify(IDENTITY.pack(family, pid, *ports, *packed, comm, 7, 9))
     assert (who.family, who.pid, (who.lport, who.rport)) == (family, pid, ports)
     parsed = tuple(type(a)(text) for a, text in zip(addresses, (who.laddr, who.raddr)))
     assert parsed == addresses
