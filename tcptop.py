@@ -20,30 +20,55 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is worth a traceback before the start
 
 import gc
+import json
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Optional
+from typing import Any, Optional
 
 from tcptools import command, report
 from tcptools.command import Command, Wake
+from tcptools.cumulative import Cumulative
 from tcptools.kernel import Scope
 from tcptools.options import Tcptop
+from tcptools.report import Rows, Sessions, no_unit
 from tcptools.screen import Screen, usable
-from tcptools.session import Session, ranked
+from tcptools.session import SORT_ORDERS, ranked
 from tcptools.sources.traffic import Traffic, tool
+from tcptools.sums import Sums
+from tcptools.units import Units
 
 LOADAVG = "/proc/loadavg"
+# The exit status if a row was over the limit.
+OVER = 3
 
 
-def text_of(options: Tcptop, sessions: list[Session], now: report.Interval) -> str:
+def text_of(options: Tcptop, kind: Rows, rows: list[Any], now: report.Interval) -> str:
     """One interval's output in the wanted form."""
-    shown = ranked(sessions, options.sort, min(options.rows, len(sessions)))
+    shown = ranked(rows, options.sort, min(options.rows, len(rows)))
     if options.form == "json":
-        return report.json_lines(shown, sessions, now)
+        return report.json_lines(shown, rows, now, kind)
     if options.form == "csv":
-        return report.csv_lines(shown, now)
-    return "\n" + report.summary(now) + "\n".join([*report.table(shown), ""])
+        return report.csv_lines(shown, now, kind)
+    return "\n" + report.summary(now) + "\n".join([*kind.table(shown), ""])
+
+
+def wanted_rows(options: Tcptop) -> tuple[Rows, Optional[Units]]:
+    """What the rows of an output are, and what their units come from if they have any."""
+    named = options.units or options.form == "json"
+    units = Units() if ("unit" in options.by if options.by else named) else None
+    unit_of = units.of if units else no_unit
+    return Sums(options.by, unit_of) if options.by else Sessions(unit_of, options.units), units
+
+
+def alarm(options: Tcptop, kind: Rows, rows: list[Any], seconds: float) -> str:
+    """What to report of the largest of an interval's rows, "" unless that is over the limit."""
+    size = SORT_ORDERS[options.sort]
+    largest = max(rows, key=size, default=None)
+    if not largest or size(largest) <= options.exit_over * seconds:
+        return ""
+    row = json.dumps(kind.members(largest), separators=(",", ":"))
+    return f"more than {options.exit_over} bytes a second: {row}"
 
 
 def missed_note(missed: int) -> str:
@@ -66,8 +91,13 @@ def following(due: int, elapsed: float, interval: float) -> int:
     return max(due + 1, int(elapsed / interval) + 1)
 
 
-def run(options: Tcptop, scope: Scope) -> None:
-    """Trace, and report every interval, until the count is reached or a signal comes."""
+def run(options: Tcptop, scope: Scope) -> int:
+    """Trace, and report every interval, until the count is reached or a signal comes.
+
+    The exit status, OVER if a row was over the limit.
+    """
+    kind, units = wanted_rows(options)
+    since = Cumulative(kind, options.max_sessions) if options.cumulative else None
     traffic = Traffic(options, scope)
     this = Command("tcptop")
     command.report_notes(this, traffic.warnings, traffic.notes if options.verbose else [])
@@ -77,17 +107,17 @@ def run(options: Tcptop, scope: Scope) -> None:
     gc.set_threshold(100_000)
     view: Optional[Screen] = None
     if options.form == "csv":
-        this.say(report.CSV_HEADER)
+        this.say(report.csv_header(kind))
     elif options.form == "text":
         this.say(f"Tracing... Output every {options.interval} secs. Hit Ctrl-C to end\n")
         if not options.noclear and usable(1):
-            view = Screen(this, options.sort, options.rows)
+            view = Screen(this, options.sort, options.rows, kind)
     interval = float(options.interval)
     began = previous = time.monotonic()
-    outputs, due, all_missed = 0, 0, 0
+    outputs, due, all_missed, over = 0, 0, 0, ""
     wait = view.wait if view else this.wait
     with view or nullcontext():
-        while outputs < options.count:
+        while outputs < options.count and not over:
             outputs += 1
             elapsed = time.monotonic() - began
             due = following(due, elapsed, interval)
@@ -96,25 +126,34 @@ def run(options: Tcptop, scope: Scope) -> None:
                 break  # the last whole interval stays to be seen
             sessions, missed = traffic.drain()
             all_missed += missed
+            if units:
+                units.learn(sessions)
+            rows = kind.of(sessions)
             now = time.monotonic()
+            if woken is not Wake.ENDED:  # what is cut short says nothing of a second
+                over = alarm(options, kind, rows, now - previous)
+            if since:
+                rows = since.add(sessions, rows)
             ended = report.Interval(
                 time=time.time(),
-                length=now - previous,
+                length=now - (began if since else previous),
                 clock=time.strftime("%H:%M:%S"),
                 loadavg="" if options.nosummary else load_average(),
-                missed=missed,
+                missed=all_missed if since else missed,
             )
             previous = now
             if view:
-                view.show(report.summary(ended), sessions, missed_note(all_missed))
+                view.show(report.summary(ended), rows, missed_note(all_missed))
                 continue
-            this.say(text_of(options, sessions, ended))
+            this.say(text_of(options, kind, rows, ended))
             if missed and options.form != "json":
                 this.complain(missed_note(missed))
             if woken is Wake.ENDED:
                 break
     if view and all_missed:
         this.complain(missed_note(all_missed))
+    this.complain(over)
+    return OVER if over else 0
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:

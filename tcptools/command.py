@@ -252,10 +252,10 @@ def _parsed(kind: type[Options], arguments: Optional[Sequence[str]]) -> Options:
 def main(
     kind: type[Options],
     tool: Callable[[Options], Tool],
-    run: Callable[[Options, Scope], None],
+    run: Callable[[Options, Scope], Optional[int]],
     arguments: Optional[Sequence[str]] = None,
 ) -> int:
-    """Parse the command line, look up what it names, and run; the exit status."""
+    """Parse the command line, look up what it names, and run; the exit status, 0 if None."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is to be shown before the start
     _open_standard_files()
@@ -268,7 +268,7 @@ def main(
             Command(name).say(text)
             return 0
         kernel.check_permission()
-        run(options, kernel.scope(options))
+        return run(options, kernel.scope(options)) or 0
     except Failure as error:
         reason, *tried = error.args
         for text in (*(tried if options.verbose else ()), reason):
@@ -287,4 +287,3 @@ def main(
         # Nothing may be flushed at exit into what takes no more.
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    return 0

@@ -19,7 +19,8 @@ from typing import Any, Generic, Literal, NamedTuple, NoReturn, Optional, TypeVa
 
 from tcptools import VERSION
 from tcptools.session import AF_INET, AF_INET6, SORT_ORDERS
-from tcptools.values import path, pids, ports, seconds, sessions, whole
+from tcptools.sums import FIELDS
+from tcptools.values import path, pids, ports, rate, seconds, sessions, some_of, whole
 
 Value = TypeVar("Value")
 Value_co = TypeVar("Value_co", covariant=True)
@@ -92,7 +93,9 @@ class Common:
         ("-D", "--remoteport"), "only these remote ports, or services", ports,
         metavar="PORT[,PORT...]", adds_up=True))
     families: tuple[int, ...] = row(FILTERS, (AF_INET, AF_INET6),
-        Option(("-4", "--ipv4"), "only IPv4 sessions", const=(AF_INET,)),
+        Option(
+            ("-4", "--ipv4"), "only IPv4 sessions; one with an IPv4 client of a dual-stack server"
+            " (::ffff:192.0.2.1) is an IPv6 session", const=(AF_INET,)),
         Option(("-6", "--ipv6"), "only IPv6 sessions", const=(AF_INET6,)))
     verbose: bool = row(TRACING, False, Option(
         ("-v", "--verbose"), "report on stderr how the kernel is traced", const=True))
@@ -119,11 +122,22 @@ class Tcptop(Common):
         ("-C", "--noclear"), "rolling output: do not clear the screen", const=True))
     nosummary: bool = row(OUTPUT, False, Option(
         ("-S", "--nosummary"), "leave out the load-average line", const=True))
+    units: bool = row(OUTPUT, False, Option(
+        ("-u", "--units"), "a UNIT column: the systemd unit or container of the process",
+        const=True))
+    by: tuple[str, ...] = row(OUTPUT, (), Option(
+        ("-b", "--by"), f"one row for all sessions that agree in these: {', '.join(FIELDS)}",
+        some_of(FIELDS), metavar="FIELD[,FIELD...]", adds_up=True))
     sort: str = row(OUTPUT, "all", Option(
         ("-s", "--sort"), "what to sort by, largest first (default: all)", str,
         choices=tuple(SORT_ORDERS)))
     rows: int = row(OUTPUT, sys.maxsize, Option(
-        ("-r", "--rows"), "at most N sessions an output", whole, metavar="N"))
+        ("-r", "--rows"), "at most N rows an output", whole, metavar="N"))
+    cumulative: bool = row(OUTPUT, False, Option(
+        ("--cumulative",), "bytes since the start instead of those of an interval", const=True))
+    exit_over: int = row(OUTPUT, sys.maxsize, Option(
+        ("--exit-over",), "end with status 3 once a row moves more than BYTES a second", rate,
+        metavar="BYTES"))
     form: str = row(OUTPUT, "text",
         Option(("--json",), "JSON lines instead of tables", const="json"),
         Option(("--csv",), "CSV instead of tables", const="csv"))
@@ -165,6 +179,9 @@ examples:
   tcptop -p 181,209        two processes only
   tcptop -4 -L 22          IPv4 sessions of the local ssh server
   tcptop -c nginx.service  one service, with its descendants
+  tcptop -b unit           one row for each service or container
+  tcptop -b remote -s sent --cumulative
+                           to whom most was sent since the start
   tcptop --json 1 60       a minute as JSON lines, one a session
 """,
     ),

@@ -4,20 +4,36 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from tcptools.session import AF_INET, AF_INET6, KEPT, Identity, Session, identify
-from tcptools.table import SESSIONS, SESSIONS6, fixed
+from tcptools.session import (
+    AF_INET,
+    AF_INET6,
+    IDENTITY,
+    KEPT,
+    NO_CGROUP,
+    NO_UID,
+    Identity,
+    Session,
+    identify,
+)
+from tcptools.table import SESSIONS, SESSIONS6, Column, fixed, with_unit
 
-# The columns of a family's table, and the format of what is said there of a session, except
-# for its bytes.
 FAMILIES = {AF_INET: SESSIONS, AF_INET6: SESSIONS6}
-BEGINNINGS = {family: fixed(columns[:-2]) for family, columns in FAMILIES.items()}
 IP_VERSION = {AF_INET: 4, AF_INET6: 6}
 
-CSV_HEADER = "TIME,PID,COMM,FAMILY,LADDR,LPORT,RADDR,RPORT,RX_BYTES,TX_BYTES\r\n"
+# Of what stands for several sessions.
+REST = IDENTITY.pack(AF_INET, 0, 0, 0, b"", b"", b"other", NO_UID, NO_CGROUP)
+
+# From an identity to the unit of its process, as Units.of() does it.
+UnitOf = Callable[[bytes], str]
+
+
+def no_unit(_: bytes) -> str:
+    """Where units are not wanted."""
+    return "-"
 
 
 class Interval(NamedTuple):
@@ -34,6 +50,44 @@ class Interval(NamedTuple):
     missed: int
 
 
+class Rows(Protocol):
+    """What the rows of an output are, and how each form of output shows one.
+
+    A row begins with bytes received and sent, and what tells it from others, its key.
+    type: of a row's JSON object; noun: what one is called; columns: of a table for a window;
+    csv_heads: of the fields of a row after TIME.
+    """
+
+    type: str
+    noun: str
+    columns: tuple[Column, ...]
+    csv_heads: tuple[str, ...]
+
+    def of(self, sessions: Sequence[Session]) -> list[Any]:
+        """The rows that an interval's sessions make."""
+
+    def made(self, key: Any, received: int, sent: int, count: int) -> Any:
+        """A row by its key, bytes and how many sessions there are in it."""
+
+    def rest(self, received: int, sent: int, count: int) -> Any:
+        """A row for what has none of its own."""
+
+    def table(self, rows: Sequence[Any]) -> list[str]:
+        """The lines of a table, or of several; none for no rows."""
+
+    def members(self, row: Any) -> dict[str, Any]:
+        """What a JSON object says of a row, its bytes included."""
+
+    def fields(self, row: Any) -> tuple[Any, ...]:
+        """What a CSV record says of a row, after the time."""
+
+    def cells(self, row: Any) -> list[str]:
+        """The cells of a row in a table of `columns`."""
+
+    def count(self, rows: Sequence[Any]) -> int:
+        """How many sessions there are in these rows."""
+
+
 @lru_cache(maxsize=KEPT)
 def plain(comm: str) -> str:
     """A process' name that is safe in a terminal: `?` for all that is not printable."""
@@ -47,10 +101,9 @@ def summary(interval: Interval) -> str:
     return f"{interval.clock:<8s} loadavg: {interval.loadavg}\n\n"
 
 
-def heading(family: int) -> str:
-    """The column heads of a family's table."""
-    columns = FAMILIES[family]
-    return fixed(columns, cuts=False) % tuple(column.heading for column in columns)
+def members(who: Identity) -> dict[str, Any]:
+    """What a JSON object says of a process and session."""
+    return {**who._asdict(), "family": IP_VERSION[who.family]}
 
 
 class _Beginnings(dict[bytes, str]):
@@ -59,80 +112,137 @@ class _Beginnings(dict[bytes, str]):
     A dictionary, because looking into an lru_cache takes a fiftieth of an output's time more.
     """
 
+    def __init__(self, families: dict[int, tuple[Column, ...]], unit_of: UnitOf, units: bool):
+        super().__init__()
+        # The format of what is said of a session, except for its bytes.
+        self._formats = {family: fixed(columns[:-2]) for family, columns in families.items()}
+        self._unit_of, self._units = unit_of, units
+
     def __missing__(self, identity: bytes) -> str:
         if len(self) >= KEPT:
             self.clear()  # most are of sessions that are gone
         who = identify(identity)
+        unit = (plain(self._unit_of(identity)),) if self._units else ()
         local, remote = f"{who.laddr}:{who.lport}", f"{who.raddr}:{who.rport}"
-        line = self[identity] = BEGINNINGS[who.family] % (who.pid, plain(who.comm), local, remote)
+        cells = (who.pid, plain(who.comm), *unit, local, remote)
+        line = self[identity] = self._formats[who.family] % cells
         return line
 
 
-_beginnings = _Beginnings()
+class Sessions:
+    """Rows that are sessions, of `unit_of` which units; `units` has tables and CSV show these."""
+
+    type, noun = "session", "session"
+
+    def __init__(self, unit_of: UnitOf = no_unit, units: bool = False) -> None:
+        self._unit_of, self._units = unit_of, units
+        self._families = {
+            family: with_unit(columns) if units else columns for family, columns in FAMILIES.items()
+        }
+        self.columns = self._families[AF_INET]
+        heads = "PID COMM FAMILY LADDR LPORT RADDR RPORT RX_BYTES TX_BYTES"
+        self.csv_heads = (*heads.split(), *(("UNIT",) if units else ()))
+        self._beginnings = _Beginnings(self._families, unit_of, units)
+
+    def of(self, sessions: Sequence[Session]) -> list[Session]:
+        """The same."""
+        return list(sessions)
+
+    def made(self, key: bytes, received: int, sent: int, count: int) -> Session:
+        """A session."""
+        return received, sent, key
+
+    def rest(self, received: int, sent: int, count: int) -> Session:
+        """One without process and addresses."""
+        return received, sent, REST
+
+    def heading(self, family: int) -> str:
+        """The column heads of a family's table."""
+        columns = self._families[family]
+        return fixed(columns, cuts=False) % tuple(column.heading for column in columns)
+
+    def lines(self, sessions: Iterable[Session], family: int) -> list[str]:
+        """The lines of a family's sessions."""
+        beginnings = self._beginnings
+        rx, tx = (column.fixed for column in self._families[family][-2:])
+        return [
+            f"{beginnings[identity]} {str(received >> 10).rjust(rx)} {str(sent >> 10).rjust(tx)}"
+            for received, sent, identity in sessions
+            if identity[0] == family
+        ]
+
+    def table(self, rows: Sequence[Session]) -> list[str]:
+        """The lines of the IPv4 and the IPv6 table, of each only if it has sessions."""
+        lines = []
+        for family in self._families:
+            found = self.lines(rows, family)
+            if found:
+                lines += ([""] if family == AF_INET6 else []) + [self.heading(family), *found]
+        return lines
+
+    def members(self, row: Session) -> dict[str, Any]:
+        """The process and session, bytes, and the unit."""
+        received, sent, identity = row
+        moved = {"rx_bytes": received, "tx_bytes": sent, "unit": self._unit_of(identity)}
+        return {**members(identify(identity)), **moved}
+
+    def fields(self, row: Session) -> tuple[Any, ...]:
+        """Those of csv_heads."""
+        received, sent, identity = row
+        who = identify(identity)
+        local, remote = (who.laddr, who.lport), (who.raddr, who.rport)
+        process = (who.pid, plain(who.comm), IP_VERSION[who.family])
+        unit = (plain(self._unit_of(identity)),) if self._units else ()
+        return (*process, *local, *remote, received, sent, *unit)
+
+    def cells(self, row: Session) -> list[str]:
+        """A session's cells in a table of both families."""
+        received, sent, identity = row
+        who = identify(identity)
+        form = "[%s]:%d" if who.family == AF_INET6 else "%s:%d"
+        local, remote = form % (who.laddr, who.lport), form % (who.raddr, who.rport)
+        unit = [plain(self._unit_of(identity))] if self._units else []
+        kb = str(received >> 10), str(sent >> 10)
+        return [str(who.pid), plain(who.comm), *unit, local, remote, *kb]
+
+    def count(self, rows: Sequence[Session]) -> int:
+        """One each."""
+        return len(rows)
 
 
-def rows(sessions: Iterable[Session], family: int) -> list[str]:
-    """The lines of a family's sessions."""
-    rx, tx = (column.fixed for column in FAMILIES[family][-2:])
-    return [
-        f"{_beginnings[identity]} {str(received >> 10).rjust(rx)} {str(sent >> 10).rjust(tx)}"
-        for received, sent, identity in sessions
-        if identity[0] == family
-    ]
-
-
-def table(sessions: Sequence[Session]) -> list[str]:
-    """The lines of the IPv4 and the IPv6 table, of each only if it has sessions."""
-    lines = []
-    for family in FAMILIES:
-        found = rows(sessions, family)
-        if found:
-            lines += ([""] if family == AF_INET6 else []) + [heading(family), *found]
-    return lines
-
-
-def members(who: Identity) -> dict[str, Any]:
-    """What a JSON object says of a process and session."""
-    return {**who._asdict(), "family": IP_VERSION[who.family]}
+# Without their units.
+PLAIN = Sessions()
 
 
 def json_lines(
-    sessions: Iterable[Session], everything: Sequence[Session], interval: Interval
+    shown: Iterable[Any], everything: Sequence[Any], interval: Interval, rows: Rows = PLAIN
 ) -> str:
-    """The records of the sessions shown, and one of the interval that sums up `everything`."""
+    """The records of the rows shown, and one of the interval that sums up `everything`."""
     stamp = {"time": round(interval.time, 3), "interval": round(interval.length, 3)}
-    records: list[dict[str, Any]] = []
-    for received, sent, identity in sessions:
-        records.append(
-            {
-                "type": "session",
-                **stamp,
-                **members(identify(identity)),
-                "rx_bytes": received,
-                "tx_bytes": sent,
-            }
-        )
+    records: list[dict[str, Any]] = [{"type": rows.type, **stamp, **rows.members(r)} for r in shown]
     records.append(
         {
             "type": "interval",
             **stamp,
             **({"loadavg": interval.loadavg.rstrip("\n")} if interval.loadavg else {}),
-            "sessions": len(everything),
-            "rx_bytes": sum(received for received, _, _ in everything),
-            "tx_bytes": sum(sent for _, sent, _ in everything),
+            "sessions": rows.count(everything),
+            "rx_bytes": sum(row[0] for row in everything),
+            "tx_bytes": sum(row[1] for row in everything),
             "missed": interval.missed,
         }
     )
     return "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records)
 
 
-def csv_lines(sessions: Iterable[Session], interval: Interval) -> str:
-    """A CSV record for each session; RFC 4180."""
+def csv_header(rows: Rows = PLAIN) -> str:
+    """The first line of CSV."""
+    return ",".join(("TIME", *rows.csv_heads)) + "\r\n"
+
+
+def csv_lines(shown: Iterable[Any], interval: Interval, rows: Rows = PLAIN) -> str:
+    """A CSV record for each row; RFC 4180."""
     text = io.StringIO()
     write = csv.writer(text).writerow
-    for received, sent, identity in sessions:
-        who = identify(identity)
-        local, remote = (who.laddr, who.lport), (who.raddr, who.rport)
-        process = (f"{interval.time:.3f}", who.pid, plain(who.comm), IP_VERSION[who.family])
-        write((*process, *local, *remote, received, sent))
+    for row in shown:
+        write((f"{interval.time:.3f}", *rows.fields(row)))
     return text.getvalue()

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Optional
 
 from tcptools import Failure
 from tcptools.command import Command, OutputError, Wake, terminal_encoding
-from tcptools.session import Session
+from tcptools.report import PLAIN, Rows
 from tcptools.table import width
 from tcptools.view import Line, State, Style, decode, frame, handle, remains
 
@@ -78,7 +78,7 @@ class Interval(NamedTuple):
     """What there is to be seen of an interval, see Screen.show()."""
 
     head: str
-    sessions: list[Session]
+    rows: list[Any]
     note: str
 
 
@@ -88,8 +88,10 @@ class Screen:
     It is left as it was found, with what was last shown below what was there before.
     """
 
-    def __init__(self, command: Command, order: str = "all", rows: int = sys.maxsize) -> None:
-        """Show at most `rows` sessions in a sort order; keys if standard input is a terminal too.
+    def __init__(
+        self, command: Command, order: str = "all", rows: int = sys.maxsize, kind: Rows = PLAIN
+    ) -> None:
+        """Show at most `rows` of a kind in a sort order; keys if standard input is a terminal too.
 
         Raises Failure if the library that knows the width of characters is missing.
         """
@@ -100,7 +102,7 @@ class Screen:
                 "the live view needs the library wcwidth; install python3-wcwidth, or use -C"
             ) from None
         self._command = command
-        self._state = State(order, rows, os.isatty(KEYBOARD), terminal_encoding())
+        self._state = State(order, rows, os.isatty(KEYBOARD), terminal_encoding(), kind)
         self._mode: Optional[list[Any]] = None  # the keyboard's as found, while it is another
         # The beginning of a key, and when it is one: a time of the monotonic clock.
         self._typed, self._typed_until = b"", 0.0
@@ -130,13 +132,13 @@ class Screen:
         finally:
             self._command.release_terminal()
 
-    def show(self, head: str, sessions: list[Session], note: str = "") -> None:
+    def show(self, head: str, rows: list[Any], note: str = "") -> None:
         """Draw an interval, or keep it back while paused.
 
-        `head` are the lines above the table, `sessions` all there are in any order, `note`
+        `head` are the lines above the table, `rows` all there are in any order, `note`
         is for the status line.
         """
-        self._latest = Interval(head, sessions, note)
+        self._latest = Interval(head, rows, note)
         self._draw()
 
     def wait(self, seconds: float) -> Wake:

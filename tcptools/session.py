@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from heapq import nlargest
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 AF_INET, AF_INET6 = int(socket.AF_INET), int(socket.AF_INET6)
 
@@ -18,6 +18,8 @@ KEPT = 65536
 # What one process moved over one TCP session in one interval: bytes of payload received and
 # sent, and whose they are, see identify(). There are many, so they are plain tuples.
 Session = tuple[int, int, bytes]
+# It, or a sum of several; see report.Rows.
+Row = TypeVar("Row", bound=tuple[Any, ...])
 
 
 # A session that has ended, struct life of bpf/tcplife.c: its beginning and end in ns of the
@@ -80,24 +82,25 @@ def identify(packed: bytes) -> Identity:
 
 
 # What each sort order ranks by, largest first; the names are those of --sort.
-SORT_ORDERS: dict[str, Callable[[Session], int]] = {
-    "all": lambda session: session[0] + session[1],
+SORT_ORDERS: dict[str, Callable[[Any], int]] = {
+    "all": lambda row: row[0] + row[1],
     "sent": itemgetter(1),
     "received": itemgetter(0),
 }
 
 
-def ranked(sessions: list[Session], order: str, limit: int) -> list[Session]:
-    """The `limit` largest sessions by a sort order, largest first.
+def ranked(rows: list[Row], order: str, limit: int) -> list[Row]:
+    """The `limit` largest sessions, or sums of them, by a sort order, largest first.
 
-    Ties are in the order of family, PID, ports and addresses, so that they keep their places
-    from one interval to the next, whatever order the kernel's hash map gives them in.
+    Ties are in the order of family, PID, ports and addresses, or of the sums' values, so that
+    they keep their places from one interval to the next, whatever order the kernel's hash map
+    gives them in.
     """
     size = SORT_ORDERS[order]
-    if limit < len(sessions):
-        least = nlargest(limit, map(size, sessions))[-1]
-        sessions = [session for session in sessions if size(session) >= least]
+    if limit < len(rows):
+        least = nlargest(limit, map(size, rows))[-1]
+        rows = [row for row in rows if size(row) >= least]
     # Sorting twice by one part is faster than once by two.
-    in_order = sorted(sessions, key=itemgetter(2))
+    in_order = sorted(rows, key=itemgetter(2))
     in_order.sort(key=size, reverse=True)
     return in_order[:limit]

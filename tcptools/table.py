@@ -84,6 +84,14 @@ def middle(text: str, columns: int) -> str:
     return f"{host[: (room + 1) // 2]}..{host[len(host) - room // 2 :]}:{port}"
 
 
+def ends(text: str, columns: int) -> str:
+    """A visible() text without its middle: its end tells it from others as its beginning does."""
+    if len(text) <= columns or columns < len("..") or not text.isascii():
+        return cut(text, columns)
+    room = columns - len("..")
+    return f"{text[: (room + 1) // 2]}..{text[len(text) - room // 2 :]}"
+
+
 @dataclass(frozen=True)
 class Column:
     """One column of a table; widths are in columns of a terminal.
@@ -124,6 +132,14 @@ SESSIONS6 = tuple(
     replace(column, heading=column.heading + "6", fixed=32) if column.shorten is middle else column
     for column in SESSIONS
 )
+
+# The unit of the process, after COMM.
+UNIT = Column("UNIT", 24, shorten=ends, least=12, last=3)
+
+
+def with_unit(columns: Sequence[Column]) -> tuple[Column, ...]:
+    """The columns of sessions with one for the unit."""
+    return (*columns[:2], UNIT, *columns[2:])
 
 
 def fixed(columns: Sequence[Column], cuts: bool = True) -> str:

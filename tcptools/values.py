@@ -7,12 +7,13 @@ All of these raise argparse.ArgumentTypeError, which says what is wrong with the
 import argparse
 import re
 import socket
+from collections.abc import Callable, Collection
 
 
 def whole(text: str, most: int = (1 << 31) - 1, least: int = 1) -> int:
     """A whole number from `least` to `most`."""
     digits = text.lstrip("0")
-    number = int(digits or 0) if re.fullmatch("[0-9]+", text) and len(digits) < 11 else -1
+    number = int(digits or 0) if re.fullmatch("[0-9]+", text) and len(digits) < 17 else -1
     if not least <= number <= most:
         raise argparse.ArgumentTypeError(f"{shown(text)} is no whole number from {least} to {most}")
     return number
@@ -21,6 +22,26 @@ def whole(text: str, most: int = (1 << 31) - 1, least: int = 1) -> int:
 def sessions(text: str) -> int:
     """How many sessions a map may hold."""
     return whole(text, 1 << 24)
+
+
+def rate(text: str) -> int:
+    """Bytes a second."""
+    return whole(text, 10**15)
+
+
+def some_of(names: Collection[str]) -> Callable[[str], tuple[str, ...]]:
+    """What takes some of these names, separated by commas, each at most once."""
+
+    def convert(text: str) -> tuple[str, ...]:
+        found = tuple(text.split(","))
+        for name in found:
+            if name not in names:
+                raise argparse.ArgumentTypeError(f"{shown(name)} is none of {', '.join(names)}")
+            if found.count(name) > 1:
+                raise argparse.ArgumentTypeError(f"{name} is there twice")
+        return found
+
+    return convert
 
 
 def pids(text: str) -> tuple[int, ...]:

@@ -6,11 +6,11 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from tcptools.report import plain
-from tcptools.session import AF_INET6, SORT_ORDERS, Session, identify, ranked
-from tcptools.table import SESSIONS, cut, lay_out, visible
+from tcptools.report import PLAIN, Rows
+from tcptools.session import SORT_ORDERS, ranked
+from tcptools.table import cut, lay_out, visible
 
 # A smaller window than a heading, three rows and the status line need does without the head.
 LEAST_LINES = 5
@@ -20,14 +20,15 @@ LEAST_LINES = 5
 class State:
     """What the user has chosen, and what the terminal can do.
 
-    rows: show no more sessions than that; keyboard: whether keys are read at all; encoding: of
-    the terminal, "utf-8" or "ascii".
+    rows: show no more than that; keyboard: whether keys are read at all; encoding: of
+    the terminal, "utf-8" or "ascii"; kind: what rows are.
     """
 
     order: str = "all"
     rows: int = sys.maxsize
     keyboard: bool = True
     encoding: str = "utf-8"
+    kind: Rows = PLAIN
     paused: bool = False
     help: bool = False
     quit: bool = False
@@ -130,16 +131,6 @@ def handle(state: State, key: str) -> State:
     return state
 
 
-def cells(session: Session, encoding: str = "utf-8") -> list[str]:
-    """A session's cells in a table of both families."""
-    received, sent, identity = session
-    who = identify(identity)
-    form = "[%s]:%d" if who.family == AF_INET6 else "%s:%d"
-    local, remote = form % (who.laddr, who.lport), form % (who.raddr, who.rport)
-    comm = visible(plain(who.comm), encoding)
-    return [str(who.pid), comm, local, remote, str(received >> 10), str(sent >> 10)]
-
-
 def one_line(notices: Sequence[Sequence[str]], hints: Sequence[str], columns: int) -> str:
     """A status line that is not wider than so many columns: no part of it is cut.
 
@@ -162,7 +153,7 @@ def one_line(notices: Sequence[Sequence[str]], hints: Sequence[str], columns: in
 
 
 def _picture(
-    state: State, head: str, sessions: Sequence[Session], note: str, columns: int, lines: int
+    state: State, head: str, sessions: Sequence[Any], note: str, columns: int, lines: int
 ) -> tuple[list[Line], str]:
     """The lines from the top of a window, and the status line, "" if there is nothing to say."""
     top = head.splitlines()
@@ -176,7 +167,7 @@ def _picture(
         if state.paused:
             notices.append(("PAUSED, space goes on", "PAUSED"))
         if hidden:
-            count = f"{hidden} session{'s' * (hidden != 1)} not shown"
+            count = f"{hidden} {state.kind.noun}{'s' * (hidden != 1)} not shown"
             notices.append((count, f"{hidden} not shown", f"+{hidden}"))
         if note:
             text = visible(note, "ascii")
@@ -197,7 +188,8 @@ def _picture(
     else:
         text = ""
     shown = ranked(list(sessions), state.order, fitting(room))
-    table = lay_out(SESSIONS, [cells(one, state.encoding) for one in shown], columns)
+    cells = [[visible(cell, state.encoding) for cell in state.kind.cells(row)] for row in shown]
+    table = lay_out(state.kind.columns, cells, columns)
     body = [Line(cut(visible(line, state.encoding), columns)) for line in top]
     if shown and room > 1:
         body.append(Line(table[0], Style.HEADING))
@@ -205,12 +197,12 @@ def _picture(
 
 
 def frame(
-    state: State, head: str, sessions: Sequence[Session], note: str, columns: int, lines: int
+    state: State, head: str, sessions: Sequence[Any], note: str, columns: int, lines: int
 ) -> list[Line]:
     """What a window shows: all of its lines, none wider than `columns`.
 
-    `head` are lines to stand above the table, `sessions` all there are, in any order, `note`
-    is for the last line, which also reports how many sessions are not shown.
+    `head` are lines to stand above the table, `sessions` all rows there are, in any order, `note`
+    is for the last line, which also reports how many are not shown.
     """
     if state.help:
         body, status = [Line(cut(line, columns)) for line in HELP[:lines]], ""
@@ -221,7 +213,7 @@ def frame(
 
 
 def remains(
-    state: State, head: str, sessions: Sequence[Session], note: str, columns: int, lines: int
+    state: State, head: str, sessions: Sequence[Any], note: str, columns: int, lines: int
 ) -> list[str]:
     """What is left of a frame at the end: what it showed, and no more lines than that takes.
 

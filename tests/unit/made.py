@@ -3,7 +3,7 @@
 
 import socket
 
-from tcptools.report import table
+from tcptools.report import PLAIN
 from tcptools.session import AF_INET, AF_INET6, IDENTITY, NO_CGROUP, NO_UID
 
 
@@ -19,4 +19,4 @@ def session(
 
 def row(one):
     """Its line in a table."""
-    return table([one])[-1]
+    return PLAIN.table([one])[-1]

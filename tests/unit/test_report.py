@@ -10,15 +10,14 @@ from hypothesis import strategies as st
 from made import session
 
 from tcptools.report import (
-    CSV_HEADER,
+    PLAIN,
     Interval,
+    Sessions,
+    csv_header,
     csv_lines,
-    heading,
     json_lines,
     plain,
-    rows,
     summary,
-    table,
 )
 from tcptools.session import AF_INET, AF_INET6, identify
 
@@ -38,6 +37,9 @@ LONG = session(
 SIX = session(2048, 0, 7, b"nginx", "fe80::1", "2001:db8:1111:2222:3333:4444:5555:6666", (22, 443))
 MAPPED = session(0, 1024, 8, b"java", "::ffff:10.0.0.1", "::ffff:10.0.0.2", (8080, 50000))
 
+NAMES = {SSH[2]: "ssh.service", QUIET[2]: "user@1000.service/app-org.gnome.Terminal.scope"}
+UNITS = Sessions(lambda identity: NAMES.get(identity, "-"), True)
+
 IPV4_TABLE = """\
 PID     COMM         LADDR                 RADDR                  RX_KB  TX_KB
 181     sshd         10.0.0.1:22           10.0.0.2:6684              1    215
@@ -53,7 +55,7 @@ PID     COMM         LADDR6                           RADDR6                    
 
 
 def text(sessions):
-    return "".join(line + "\n" for line in table(sessions))
+    return "".join(line + "\n" for line in PLAIN.table(sessions))
 
 
 def test_tables():
@@ -66,18 +68,18 @@ def test_tables():
 def test_table_lines_are_those_of_the_formats():
     """The formats as the contract spells them, beside the literal text above."""
     head, line = "%-7s %-12s %-21s %-21s %6s %6s", "%-7d %-12.12s %-21s %-21s %6d %6d"
-    assert heading(AF_INET) == head % ("PID", "COMM", "LADDR", "RADDR", "RX_KB", "TX_KB")
+    assert PLAIN.heading(AF_INET) == head % ("PID", "COMM", "LADDR", "RADDR", "RX_KB", "TX_KB")
     fields = (4194304, "a-long-name-16by", "255.255.255.255:65535", "192.168.100.200:65534")
-    assert rows([LONG], AF_INET) == [line % (*fields, 1 << 30, 1 << 20)]
+    assert PLAIN.lines([LONG], AF_INET) == [line % (*fields, 1 << 30, 1 << 20)]
     head, line = "%-7s %-12s %-32s %-32s %6s %6s", "%-7d %-12.12s %-32s %-32s %6d %6d"
-    assert heading(AF_INET6) == head % ("PID", "COMM", "LADDR6", "RADDR6", "RX_KB", "TX_KB")
-    assert rows([MAPPED], AF_INET6) == [
+    assert PLAIN.heading(AF_INET6) == head % ("PID", "COMM", "LADDR6", "RADDR6", "RX_KB", "TX_KB")
+    assert PLAIN.lines([MAPPED], AF_INET6) == [
         line % (8, "java", "::ffff:10.0.0.1:8080", "::ffff:10.0.0.2:50000", 0, 1)
     ]
 
 
 def test_ipv4_heading_fits_80_columns():
-    assert len(heading(AF_INET)) < 80
+    assert len(PLAIN.heading(AF_INET)) < 80
 
 
 def test_summary():
@@ -87,18 +89,18 @@ def test_summary():
 
 
 def test_json():
-    lines = json_lines([SSH, MAPPED], [SSH, MAPPED, QUIET], NOW).split("\n")
+    lines = json_lines([SSH, MAPPED], [SSH, MAPPED, QUIET], NOW, UNITS).split("\n")
     assert lines.pop() == "", "the last line is ended, too"
     assert [json.loads(line) for line in lines] == [
         {
             "type": "session", "time": 1763690000.123, "interval": 1.0, "pid": 181, "comm": "sshd",
             "family": 4, "laddr": "10.0.0.1", "lport": 22, "raddr": "10.0.0.2", "rport": 6684,
-            "rx_bytes": 1201, "tx_bytes": 220160,
+            "rx_bytes": 1201, "tx_bytes": 220160, "unit": "ssh.service",
         },
         {
             "type": "session", "time": 1763690000.123, "interval": 1.0, "pid": 8, "comm": "java",
             "family": 6, "laddr": "::ffff:10.0.0.1", "lport": 8080, "raddr": "::ffff:10.0.0.2",
-            "rport": 50000, "rx_bytes": 0, "tx_bytes": 1024,
+            "rport": 50000, "rx_bytes": 0, "tx_bytes": 1024, "unit": "-",
         },
         {
             "type": "interval", "time": 1763690000.123, "interval": 1.0,
@@ -109,7 +111,7 @@ def test_json():
     assert lines[0].startswith('{"type":"session","time":1763690000.123,"interval":1.0'), "compact"
     keys = list(json.loads(lines[0]))
     assert keys[4:] == (
-        ["comm", "family", "laddr", "lport", "raddr", "rport", "rx_bytes", "tx_bytes"]
+        ["comm", "family", "laddr", "lport", "raddr", "rport", "rx_bytes", "tx_bytes", "unit"]
     ), "in the order of the contract"
 
 
@@ -122,7 +124,7 @@ def test_json_without_load_average_and_with_losses():
 
 
 def test_csv():
-    assert CSV_HEADER == ("TIME,PID,COMM,FAMILY,LADDR,LPORT,RADDR,RPORT,RX_BYTES,TX_BYTES\r\n")
+    assert csv_header() == ("TIME,PID,COMM,FAMILY,LADDR,LPORT,RADDR,RPORT,RX_BYTES,TX_BYTES\r\n")
     comma = session(comm=b'a,"b"')
     assert csv_lines([SSH, MAPPED, comma], NOW) == (
         "1763690000.123,181,sshd,4,10.0.0.1,22,10.0.0.2,6684,1201,220160\r\n"
@@ -130,6 +132,47 @@ def test_csv():
         '1763690000.123,181,"a,""b""",4,10.0.0.1,22,10.0.0.2,6684,0,0\r\n'
     )
     assert csv_lines([], NOW) == ""
+
+
+UNIT_TABLES = """\
+PID     COMM         UNIT                     LADDR                 RADDR                  RX_KB  TX_KB
+181     sshd         ssh.service              10.0.0.1:22           10.0.0.2:6684              1    215
+9       quiet        user@1000.service/app-org.gnome.Terminal.scope 127.0.0.1:22          127.0.0.1:6684             0      0
+
+PID     COMM         UNIT                     LADDR6                           RADDR6                            RX_KB  TX_KB
+8       java         -                        ::ffff:10.0.0.1:8080             ::ffff:10.0.0.2:50000                 0      1
+"""  # noqa: E501
+
+
+def test_units_in_tables_and_csv():
+    assert "".join(line + "\n" for line in UNITS.table([SSH, QUIET, MAPPED])) == UNIT_TABLES
+    assert csv_header(UNITS) == (
+        "TIME,PID,COMM,FAMILY,LADDR,LPORT,RADDR,RPORT,RX_BYTES,TX_BYTES,UNIT\r\n"
+    )
+    assert csv_lines([SSH, MAPPED], NOW, UNITS) == (
+        "1763690000.123,181,sshd,4,10.0.0.1,22,10.0.0.2,6684,1201,220160,ssh.service\r\n"
+        "1763690000.123,8,java,6,::ffff:10.0.0.1,8080,::ffff:10.0.0.2,50000,0,1024,-\r\n"
+    )
+    assert UNITS.cells(SSH) == (
+        ["181", "sshd", "ssh.service", "10.0.0.1:22", "10.0.0.2:6684", "1", "215"]
+    )
+    assert [column.heading for column in UNITS.columns][:3] == ["PID", "COMM", "UNIT"]
+    assert len(UNITS.columns) == len(UNITS.cells(SSH)) and UNITS.cells(SIX)[3] == "[fe80::1]:22"
+
+
+@given(st.text())
+def test_no_unit_gets_out_of_its_place(unit):
+    rows = Sessions(lambda _: unit, True)
+    [_, line] = rows.table([SSH])
+    assert line.isprintable() and line.startswith("181     sshd         ")
+    text = json_lines([SSH], [SSH], NOW, rows)
+    assert text.count("\n") == 2 and text.replace("\n", "").isprintable()
+    assert json.loads(text.split("\n")[0])["unit"] == unit
+    text = csv_lines([SSH], NOW, rows)
+    assert text.count("\n") == 1 and text[:-2].isprintable()
+    (fields,) = csv.reader(io.StringIO(text, newline=""))
+    assert len(fields) == 11 and fields[10] == plain(unit)
+    assert all(cell.isprintable() for cell in rows.cells(SSH))
 
 
 def test_what_is_not_printable_is_a_question_mark():
@@ -150,7 +193,7 @@ characters = st.lists(st.integers(1, 0x10FFFF), max_size=8).map(
 def test_no_name_gets_out_of_its_place(comm):
     hostile = session(comm=comm)
 
-    lines = table([hostile])
+    lines = PLAIN.table([hostile])
     assert len(lines) == 2
     assert lines[1].isprintable(), "no control character, so one line"
     lines[1].encode("utf-8")
