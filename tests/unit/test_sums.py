@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from made import session
-from test_report import MAPPED, NOW, QUIET, SIX, SSH
+from test_report import NOW, QUIET, SIX, SSH
 
 from tcptools.cumulative import Cumulative
 from tcptools.report import PLAIN, csv_header, csv_lines, json_lines, plain
