@@ -200,6 +200,8 @@ class Units:
         # By PID, of the last output: where there is no cgroup v2.
         self._processes: dict[bytes, str] = {}
         self._outputs = 0
+        if self._hierarchy:
+            self._begin_generation(self._hierarchy)
 
     def of(self, identity: bytes) -> str:
         """The unit of a session that learn() has seen."""
@@ -209,12 +211,12 @@ class Units:
         """Learn the units of an output's sessions, while their cgroups are there."""
         identities = [identity for _, _, identity in sessions]
         cgroups = {identity[CGROUP] for identity in identities}.difference(_NOWHERE)
+        self._outputs += 1
         if self._hierarchy:
-            if self._outputs % GENERATION == 0 or len(self._names) > LIMIT:
+            if self._outputs == GENERATION or len(self._names) > LIMIT:
                 self._begin_generation(self._hierarchy)
             self._learn_cgroups(cgroups - self._names.keys(), self._hierarchy)
             self._link(self._unlinked.keys() & cgroups)
-        self._outputs += 1
         rest = {each[PID] for each in identities if each[CGROUP] not in self._names}
         known, self._processes = self._processes, {}
         for pid in rest:
@@ -222,7 +224,7 @@ class Units:
 
     def _begin_generation(self, tree: Hierarchy) -> None:
         """Forget what was of no use since the last time, and look at all that there is."""
-        self._older, self._names, self._unlinked = self._names, {}, {}
+        self._older, self._names, self._unlinked, self._outputs = self._names, {}, {}, 0
         for cgroup, path in tree.walk().items():
             self._note(cgroup.to_bytes(8, "big"), path)
 
