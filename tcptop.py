@@ -126,8 +126,8 @@ def run(options: Tcptop, scope: Scope) -> int:
                 break  # the last whole interval stays to be seen
             sessions, missed = traffic.drain()
             all_missed += missed
-            if units:
-                units.learn(sessions)
+            if units and units.learn(sessions):
+                kind.forget()
             rows = kind.of(sessions)
             now = time.monotonic()
             if woken is not Wake.ENDED:  # what is cut short says nothing of a second

@@ -9,8 +9,9 @@ as he likes, so a unit may hold any characters, as a process' name may.
 import ctypes
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from operator import itemgetter
 from typing import Optional
 
 from tcptools.kernel import Mount, cgroup_mounts
@@ -201,30 +202,37 @@ class Units:
         self._processes: dict[bytes, str] = {}
         self._outputs = 0
         if self._hierarchy:
-            self._begin_generation(self._hierarchy)
+            self._look_at_all(self._hierarchy)
 
     def of(self, identity: bytes) -> str:
         """The unit of a session that learn() has seen."""
         return self._names.get(identity[CGROUP]) or self._processes.get(identity[PID], NONE)
 
-    def learn(self, sessions: Iterable[Session]) -> None:
-        """Learn the units of an output's sessions, while their cgroups are there."""
-        identities = [identity for _, _, identity in sessions]
-        cgroups = {identity[CGROUP] for identity in identities}.difference(_NOWHERE)
+    def learn(self, sessions: Sequence[Session]) -> bool:
+        """Learn the units of an output's sessions, while their cgroups are there.
+
+        Whether what of() says of any session is another than before.
+        """
+        changed = False
+        cgroups = set(map(itemgetter(CGROUP), map(itemgetter(2), sessions)))
+        named = cgroups.difference(_NOWHERE)
         self._outputs += 1
         if self._hierarchy:
             if self._outputs == GENERATION or len(self._names) > LIMIT:
-                self._begin_generation(self._hierarchy)
-            self._learn_cgroups(cgroups - self._names.keys(), self._hierarchy)
-            self._link(self._unlinked.keys() & cgroups)
-        rest = {each[PID] for each in identities if each[CGROUP] not in self._names}
+                self._older, self._names, self._unlinked = self._names, {}, {}
+            if self._outputs == GENERATION:
+                self._look_at_all(self._hierarchy)
+            self._learn_cgroups(named - self._names.keys(), self._hierarchy)
+            changed = self._link(self._unlinked.keys() & named)
         known, self._processes = self._processes, {}
-        for pid in rest:
+        rest = cgroups - self._names.keys()
+        # Most have their cgroup's, so that mostly there is nothing left to look for.
+        for pid in {who[PID] for _, _, who in sessions if who[CGROUP] in rest} if rest else ():
             self._processes[pid] = _unit_of_process(pid) or known.get(pid, NONE)
+        return changed or self._processes != known
 
-    def _begin_generation(self, tree: Hierarchy) -> None:
-        """Forget what was of no use since the last time, and look at all that there is."""
-        self._older, self._names, self._unlinked, self._outputs = self._names, {}, {}, 0
+    def _look_at_all(self, tree: Hierarchy) -> None:
+        self._outputs = 0
         for cgroup, path in tree.walk().items():
             self._note(cgroup.to_bytes(8, "big"), path)
 
@@ -247,14 +255,17 @@ class Units:
         if self._names[cgroup].startswith("pod:"):
             self._unlinked[cgroup] = path
 
-    def _link(self, unlinked: set[bytes]) -> None:
+    def _link(self, unlinked: set[bytes]) -> bool:
         """Name containers of pods; the kubelet makes the link when they run already."""
+        changed = False
         links = container_links() if unlinked else {}
         for cgroup in unlinked:
             name = unit(self._unlinked[cgroup], links)
             if name != self._names[cgroup]:
                 self._names[cgroup] = name
                 del self._unlinked[cgroup]
+                changed = True
+        return changed
 
 
 def _unit_of_process(pid: bytes) -> str:

@@ -15,7 +15,7 @@ from made import session
 from test_report import NOW, QUIET, SIX, SSH
 
 from tcptools.cumulative import Cumulative
-from tcptools.report import PLAIN, csv_header, csv_lines, json_lines, plain
+from tcptools.report import PLAIN, Sessions, csv_header, csv_lines, json_lines, plain
 from tcptools.session import NO_UID, identify, ranked
 from tcptools.sums import FIELDS, OTHER, Sums, user
 from tcptools.table import lay_out
@@ -130,6 +130,26 @@ def test_process_and_comm_have_one_column():
 def test_what_is_behind_the_end_of_a_name_makes_no_difference():
     some = [session(1, 0, comm=b"a\0" + rest) for rest in (b"", b"b", b"cd")]
     assert sums("comm", some)[1] == [(3, 0, ("a",), 3)]
+
+
+def test_a_unit_that_becomes_known():
+    names = {}
+    kinds = [Sums(["unit"], lambda _: names.get("unit", "-")),
+             Sessions(lambda _: names.get("unit", "-"), True)]  # fmt: skip
+    for kind in kinds:
+        names.clear()
+        assert "-" in kind.table(kind.of([SSH]))[-1].split()
+        names["unit"] = "ssh.service"
+        kind.forget()
+        assert "ssh.service" in kind.table(kind.of([SSH]))[-1].split()
+
+
+@pytest.mark.parametrize("by", FIELDS)
+def test_an_interval_has_nothing_of_those_before(by, monkeypatch):
+    monkeypatch.setattr("tcptools.sums.KEPT", 2)
+    kind = Sums([by], unit_of)
+    for some in (SOME, [SSH], [], SOME[::-1], SOME[:2]):
+        assert sorted(kind.of(some)) == sorted(Sums([by], unit_of).of(some))
 
 
 def test_users(monkeypatch):

@@ -277,6 +277,18 @@ def test_what_is_kept_is_bounded(monkeypatch):
     for start in range(2, 5000, 50):
         learnt(found, *range(start, start + 50))
         assert len(found._names) + len(found._older) <= 300
+    assert learnt(found, 9999) == [NONE]
+
+
+def test_more_cgroups_than_are_kept_are_not_looked_at_at_every_output(monkeypatch):
+    monkeypatch.setattr(units, "LIMIT", 10)
+    tree = Tree(dict.fromkeys(range(2, 90), "/a.service"))
+    found = made(monkeypatch, tree)
+    for _ in range(GENERATION - 1):
+        assert learnt(found, *range(2, 90)) == ["a.service"] * 88
+    assert (tree.walks, tree.asked) == (1, [])
+    learnt(found)
+    assert tree.walks == 2
 
 
 def test_without_the_capability_the_hierarchy_is_walked(monkeypatch):
@@ -293,7 +305,9 @@ def test_a_pod_whose_link_comes_later(monkeypatch, tmp_path):
     tree = Tree({7: f"/kubepods/pod{UID}/{C}"})
     found = made(monkeypatch, tree)
     assert learnt(found, 7) == [f"pod:{UID}/{C[:12]}"]
+    assert found.learn([session(cgroup=7)]) is False
     (tmp_path / f"web_prod_nginx-{C}.log").touch()
+    assert found.learn([session(cgroup=7)]) is True
     assert learnt(found, 7) == ["pod:prod/web/nginx"]
     tree.paths.clear()
     (tmp_path / f"web_prod_nginx-{C}.log").unlink()
@@ -313,10 +327,10 @@ def test_a_process_without_a_cgroup_v2(monkeypatch, tree, cgroup):
     monkeypatch.setattr(units, "_unit_of_process", of_process)
     found = made(monkeypatch, tree)
     sessions = [session(pid=pid, cgroup=cgroup) for pid in (5, 6, 7)]
-    found.learn(sessions)
+    assert found.learn(sessions) is True
     assert [found.of(identity) for _, _, identity in sessions] == ["a.service", NONE, NONE]
     texts.clear()
-    found.learn(sessions)
+    assert found.learn(sessions) is False
     assert found.of(sessions[0][2]) == "a.service", "its traffic was before its end"
     found.learn([])
     found.learn(sessions)
