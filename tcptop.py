@@ -53,10 +53,9 @@ def text_of(options: Tcptop, kind: Rows, rows: list[Any], now: report.Interval) 
     return "\n" + report.summary(now) + "\n".join([*kind.table(shown), ""])
 
 
-def wanted_rows(options: Tcptop) -> tuple[Rows, Optional[Units]]:
+def wanted_rows(options: Tcptop, traffic: Traffic) -> tuple[Rows, Optional[Units]]:
     """What the rows of an output are, and what their units come from if they have any."""
-    named = options.units or options.form == "json"
-    units = Units() if ("unit" in options.by if options.by else named) else None
+    units = Units(traffic.cgroup_path) if options.has_units else None
     unit_of = units.of if units else no_unit
     return Sums(options.by, unit_of) if options.by else Sessions(unit_of, options.units), units
 
@@ -96,10 +95,10 @@ def run(options: Tcptop, scope: Scope) -> int:
 
     The exit status, OVER if a row was over the limit.
     """
-    kind, units = wanted_rows(options)
-    since = Cumulative(kind, options.max_sessions) if options.cumulative else None
     traffic = Traffic(options, scope)
     this = Command("tcptop")
+    kind, units = wanted_rows(options, traffic)
+    since = Cumulative(kind, options.max_sessions) if options.cumulative else None
     command.report_notes(this, traffic.warnings, traffic.notes if options.verbose else [])
     # A few cycles come up in an interval; to look for them among its sessions, which are all
     # gone at its end, takes a sixth of the time of an output.

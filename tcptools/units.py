@@ -9,7 +9,7 @@ as he likes, so a unit may hold any characters, as a process' name may.
 import ctypes
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from operator import itemgetter
 from typing import Optional
@@ -188,12 +188,13 @@ class Units:
     """The units of sessions.
 
     What was learnt of a cgroup is known for GENERATION outputs more after its last traffic, also
-    if it is gone. At the start, and then as often, all that are there are looked at; so
-    what remains unknown is a cgroup that was made and removed between two outputs.
+    if it is gone. At the start, and then as often, all that are there are looked at. One that was
+    made and removed between two outputs may have been seen by the source of sessions.
     """
 
-    def __init__(self) -> None:
-        self._hierarchy = hierarchy()
+    def __init__(self, path_of: Callable[[int], Optional[str]] = lambda _: None) -> None:
+        """`path_of` may know the path of a cgroup that has gone, by its id."""
+        self._hierarchy, self._path_of = hierarchy(), path_of
         self._names: dict[bytes, str] = {}
         self._older: dict[bytes, str] = {}
         # The paths of pods' containers that had no link yet.
@@ -248,7 +249,7 @@ class Units:
             except PermissionError:
                 walked = tree.walk() if walked is None else walked
                 path = walked.get(number)
-            self._note(cgroup, path or "")
+            self._note(cgroup, path or self._path_of(number) or "")
 
     def _note(self, cgroup: bytes, path: str) -> None:
         self._names[cgroup] = unit(path)

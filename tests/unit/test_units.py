@@ -260,6 +260,12 @@ def test_a_cgroup_that_is_gone_keeps_its_name(monkeypatch):
     assert tree.asked == [8, 9], "each is asked for once"
 
 
+def test_the_source_of_sessions_may_know_a_cgroup_that_has_gone(monkeypatch):
+    monkeypatch.setattr(units, "hierarchy", lambda: Tree({8: "/b.service"}))
+    found = Units({7: "/a.service", 8: "/other"}.get)
+    assert learnt(found, 7, 8, 9) == ["a.service", "b.service", NONE]
+
+
 def test_what_is_of_no_use_is_forgotten(monkeypatch):
     tree = Tree({})
     found = made(monkeypatch, tree)
