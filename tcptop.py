@@ -22,7 +22,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import gc
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Optional
 
@@ -33,7 +33,7 @@ from tcptools.kernel import Scope
 from tcptools.options import Tcptop
 from tcptools.report import Rows, Sessions, no_unit
 from tcptools.screen import Screen, usable
-from tcptools.session import SORT_ORDERS, ranked
+from tcptools.session import SORT_ORDERS, Session, ranked
 from tcptools.sources.traffic import Traffic, tool
 from tcptools.sums import Sums
 from tcptools.units import Units
@@ -53,11 +53,33 @@ def text_of(options: Tcptop, kind: Rows, rows: list[Any], now: report.Interval) 
     return "\n" + report.summary(now) + "\n".join([*kind.table(shown), ""])
 
 
-def wanted_rows(options: Tcptop, traffic: Traffic) -> tuple[Rows, Optional[Units]]:
-    """What the rows of an output are, and what their units come from if they have any."""
-    units = Units(traffic.cgroup_path) if options.has_units else None
-    unit_of = units.of if units else no_unit
-    return Sums(options.by, unit_of) if options.by else Sessions(unit_of, options.units), units
+class Listing:
+    """What outputs list, as the command line wants it.
+
+    kind: what the rows are; latest: those of the last interval; shown: the same, or those since
+    the start.
+    """
+
+    def __init__(self, options: Tcptop, path_of: Callable[[int], Optional[str]]) -> None:
+        """`path_of` may know the path of a cgroup that has gone, see Units."""
+        self._units = Units(path_of) if options.has_units else None
+        unit_of = self._units.of if self._units else no_unit
+        self.kind: Rows = (
+            Sums(options.by, unit_of) if options.by else Sessions(unit_of, options.units)
+        )
+        self._since = Cumulative(self.kind, options.max_sessions) if options.cumulative else None
+        # Sessions of before are shown again, with their units; sums have them as values.
+        self._again = options.cumulative and not options.by
+        self.latest: list[Any] = []
+        self.shown: list[Any] = []
+
+    def add(self, sessions: list[Session]) -> None:
+        """Go on with the sessions of an interval that has just ended."""
+        if self._units and self._units.learn([*sessions, *(self.shown if self._again else ())]):
+            self.kind.forget()
+        self.latest = self.shown = self.kind.of(sessions)
+        if self._since:
+            self.shown = self._since.add(sessions, self.latest)
 
 
 def alarm(options: Tcptop, kind: Rows, rows: list[Any], seconds: float) -> str:
@@ -97,8 +119,8 @@ def run(options: Tcptop, scope: Scope) -> int:
     """
     traffic = Traffic(options, scope)
     this = Command("tcptop")
-    kind, units = wanted_rows(options, traffic)
-    since = Cumulative(kind, options.max_sessions) if options.cumulative else None
+    listing = Listing(options, traffic.cgroup_path)
+    kind = listing.kind
     command.report_notes(this, traffic.warnings, traffic.notes if options.verbose else [])
     # A few cycles come up in an interval; to look for them among its sessions, which are all
     # gone at its end, takes a sixth of the time of an output.
@@ -125,26 +147,22 @@ def run(options: Tcptop, scope: Scope) -> int:
                 break  # the last whole interval stays to be seen
             sessions, missed = traffic.drain()
             all_missed += missed
-            if units and units.learn(sessions):
-                kind.forget()
-            rows = kind.of(sessions)
+            listing.add(sessions)
             now = time.monotonic()
             if woken is not Wake.ENDED:  # what is cut short says nothing of a second
-                over = alarm(options, kind, rows, now - previous)
-            if since:
-                rows = since.add(sessions, rows)
+                over = alarm(options, kind, listing.latest, now - previous)
             ended = report.Interval(
                 time=time.time(),
-                length=now - (began if since else previous),
+                length=now - (began if options.cumulative else previous),
                 clock=time.strftime("%H:%M:%S"),
                 loadavg="" if options.nosummary else load_average(),
-                missed=all_missed if since else missed,
+                missed=all_missed if options.cumulative else missed,
             )
             previous = now
             if view:
-                view.show(report.summary(ended), rows, missed_note(all_missed))
+                view.show(report.summary(ended), listing.shown, missed_note(all_missed))
                 continue
-            this.say(text_of(options, kind, rows, ended))
+            this.say(text_of(options, kind, listing.shown, ended))
             if missed and options.form != "json":
                 this.complain(missed_note(missed))
             if woken is Wake.ENDED:

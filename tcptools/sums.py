@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Optional
 
 from tcptools import session
 from tcptools.report import IP_VERSION, UnitOf, plain
-from tcptools.session import AF_INET, AF_INET6, IDENTITY, KEPT, NO_UID, Session, address, name
+from tcptools.session import AF_INET, IDENTITY, KEPT, NO_UID, Session, address, name
 from tcptools.table import Column, cut, ends, fixed
 
 # What all sessions moved that have the same values: bytes received and sent, the values, in the
@@ -50,7 +50,7 @@ def user(packed: bytes) -> str:
 
 def _unmapped(family: bytes, packed: bytes) -> tuple[int, bytes]:
     """An address as what it is: its family, and 16 bytes of which IPv4 uses the first 4."""
-    if family[0] == AF_INET6 and packed[:12] == MAPPED:
+    if packed[:12] == MAPPED:
         return AF_INET, packed[12:]
     return family[0], packed
 

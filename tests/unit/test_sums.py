@@ -15,11 +15,13 @@ from made import session
 from test_report import NOW, QUIET, SIX, SSH
 
 from tcptools.cumulative import Cumulative
+from tcptools.options import Tcptop, parse
 from tcptools.report import PLAIN, Sessions, csv_header, csv_lines, json_lines, plain
 from tcptools.session import NO_UID, identify, ranked
 from tcptools.sums import FIELDS, OTHER, Sums, user
 from tcptools.table import lay_out
 from tcptools.view import State, frame
+from tcptop import Listing
 
 BUSY = session(5 << 20, 3 << 20, 182, b"sshd", "10.0.0.1", "192.0.2.9", (22, 4000), uid=0, cgroup=7)
 ALSO = session(1 << 20, 0, 182, b"sshd", "10.0.0.1", "192.0.2.9", (22, 4001), uid=0, cgroup=8)
@@ -258,6 +260,21 @@ def test_rows_since_the_start():
     assert add(first, second) == [(2, 4, ("a",), 1), (10, 20, ("b",), 1)]
     third = session(100, 0, comm=b"a", ports=(3, 4))
     assert add(third, second) == [(102, 4, ("a",), 2), (20, 40, ("b",), 1)]
+
+
+def test_sessions_since_the_start_keep_their_units(monkeypatch):
+    monkeypatch.setattr("tcptools.units.hierarchy", lambda: None)
+    listing = Listing(parse(Tcptop, ["--json", "--cumulative"]), lambda _: None)
+    processes = {181: "ssh.service"}
+    monkeypatch.setattr(
+        "tcptools.units._unit_of_process", lambda pid: processes.get(int.from_bytes(pid, "big"), "")
+    )
+    listing.add([SSH])
+    processes.clear()
+    for more in ([], [QUIET], []):
+        listing.add(more)
+        assert listing.kind.members(listing.shown[0])["unit"] == "ssh.service"
+    assert (len(listing.shown), listing.latest) == (2, [])
 
 
 def test_sessions_since_the_start():
