@@ -23,7 +23,7 @@ import time
 from collections.abc import Sequence
 from typing import Optional
 
-from tcptools import command, life
+from tcptools import command, kernel, life
 from tcptools.command import Command, Wake
 from tcptools.kernel import Scope
 from tcptools.options import Tcplife
@@ -36,6 +36,7 @@ INTERVAL = 0.1
 
 def run(options: Tcplife, scope: Scope) -> None:
     """Trace, and report every session that ends, until a signal comes."""
+    kernel.check_permission()
     lives = Lives(options, scope)
     this = Command("tcplife")
     command.report_notes(this, lives.warnings, lives.notes if options.verbose else [])

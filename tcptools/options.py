@@ -191,8 +191,8 @@ class Tcptop(Common):
         Option(("--json",), "JSON lines instead of tables", const="json"),
         Option(("--csv",), "CSV instead of tables", const="csv"))
     probe: str = row(TRACING, "auto", Option(
-        ("--probe",), "how to trace the kernel (default: auto, the cheapest that works)", str,
-        choices=("auto", "fentry", "kprobe")))
+        ("--probe",), "how to watch (default: auto, the cheapest that works); diag traces nothing",
+        str, choices=("auto", "fentry", "kprobe", "diag")))
     max_sessions: int = row(TRACING, 65536, Option(
         ("--max-sessions",), "sessions that one interval can hold (default: 65536)", sessions,
         metavar="N"))

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where sessions come from: probes or socket diagnosis. Which of them, nobody else knows."""
+
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+from tcptools import Failure, kernel
+from tcptools.csource import Tool
+from tcptools.kernel import Scope
+from tcptools.options import Tcptop
+from tcptools.session import Session
+
+Item = TypeVar("Item")
+
+
+class Source(Protocol, Generic[Item]):
+    """Sessions of one kind.
+
+    notes: how they are watched, for -v; warnings: what is less exact here.
+    """
+
+    notes: list[str]
+    warnings: list[str]
+
+    def drain(self) -> tuple[list[Item], int]:
+        """Those since the last call, and how many events were missed in that time."""
+        ...
+
+
+def opened(
+    asked: str,
+    traced: Callable[[], Source[Item]],
+    diagnosed: Callable[[], Source[Item]],
+    less: str,
+) -> Source[Item]:
+    """The first source that works here, of those that --probe allows.
+
+    less: what the second one does not know. Raises Failure if there is none.
+    """
+    if asked == "diag":
+        return diagnosed()
+    try:
+        kernel.check_permission()
+        return traced()
+    except Failure as error:
+        if asked != "auto":
+            raise
+        reason, *tried = error.args
+    source = diagnosed()
+    source.notes[1:1] = tried or [f"probes: {reason}"]
+    source.warnings.insert(0, f"not traced ({reason}); socket diagnosis instead: {less}")
+    return source
+
+
+def traffic(options: Tcptop, scope: Scope) -> Source[Session]:
+    """What processes move over sessions."""
+
+    def traced() -> Source[Session]:
+        from tcptools.sources.traffic import Traffic
+
+        return Traffic(options, scope)
+
+    def diagnosed() -> Source[Session]:
+        from tcptools.sources.diag import Diag
+
+        return Diag(options, scope)
+
+    less = (
+        "sessions shorter than an output have no process, and names of others' processes take root"
+    )
+    return opened(options.probe, traced, diagnosed, less)
+
+
+def program(options: Tcptop) -> Tool:
+    """The C program for --ebpf. Raises Failure if there is none."""
+    if options.probe == "diag":
+        raise Failure("--probe diag traces nothing, so there is no program that --ebpf could print")
+    from tcptools.sources.traffic import tool
+
+    return tool(options)
