@@ -52,6 +52,8 @@ Reading = tuple[int, int, bytes, bytes, int, bytes]
 BLOCK = 1 << 15
 # Sockets asked for at once: the replies have to fit into the smallest receive buffer.
 BATCH = 32
+# Bytes of a program for the kernel, so that with its header a __u16 holds its length.
+MOST_BYTECODE = 0xFFF8
 
 
 class Layout(NamedTuple):
@@ -155,8 +157,13 @@ class Parser:
 
 
 def port_filter(lports: Sequence[int], rports: Sequence[int]) -> bytes:
-    """A program for inet_diag_bc_run(): any of the local ports and any of the remote ones."""
+    """A program for inet_diag_bc_run(): any of the local ports and any of the remote ones.
+
+    It is empty, and lets everything through, where it would be too long for an attribute.
+    """
     conditions = []
+    if 12 * (len(lports) + len(rports)) > MOST_BYTECODE:
+        return b""
     for code, ports in ((BC_S_EQ, lports), (BC_D_EQ, rports)):
         # Each is a comparison and, but for the last one, a jump to the end of the list.
         sizes = 12 * len(ports) - 4

@@ -158,7 +158,7 @@ class Sockets:
         who = block.id(number)
         names = who[:NAMES]
         if tcp is None or tcp.names != names or received < tcp.received:
-            if names[2:4] == b"\0\0":
+            if names[2:4] == b"\0\0" or not self._passes(names):
                 return
             # A socket may be disconnected and connected again; its end before is not known.
             self.missed += tcp is not None

@@ -25,8 +25,6 @@ FIRST_CHECK, LAST_CHECK = 1.0, 64.0
 PACKED = struct.Struct("!B3xI36s16s")
 assert PACKED.size == IDENTITY.size
 PORTS = struct.Struct("!HH")
-# Bytes of a program for the kernel: how long an attribute may be.
-MOST_BYTECODE = 0xFFFF - 4
 
 
 class Diag:
@@ -38,8 +36,6 @@ class Diag:
         self._options, self._tasks, self._owners = options, Tasks(options, scope), Owners()
         self._lports, self._rports = frozenset(options.lports), frozenset(options.rports)
         self._bytecode = port_filter(options.lports, options.rports)
-        if len(self._bytecode) > MOST_BYTECODE:
-            self._bytecode = b""
         self._sees_all = os.access("/proc/1/fd", os.R_OK)
         self._missed = 0
         home = os.stat("/proc/self/ns/net").st_ino
