@@ -15,11 +15,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from diagnosed import COMM, PATIENCE, Ledger, Watch
+from diagnosed import COMM, PATIENCE, Ledger, Watch, ended
 
 from tcptools import Failure, kernel
 from tcptools.owners import Owners
-from tcptools.sockdiag import BC_D_EQ, BC_JMP, BC_S_EQ, port_filter
+from tcptools.sockdiag import BC_D_EQ, BC_JMP, BC_S_EQ, Inquiry, port_filter
 
 ROOT = Path(__file__).resolve().parents[2]
 # The one of a venv may be where others may not look.
@@ -87,6 +87,15 @@ def test_ports(ledger, extra):
     watch.until(lambda: ended(watch, ledger.keys[other]))
     watch.drain()
     assert set(watch.sums) == {ledger.keys[other]}
+
+
+def test_ports_are_looked_at_in_the_kernel(ledger):
+    pairs = [ledger.pair() for _ in range(3)]
+    lport = pairs[1][1].getsockname()[1]
+    shown = []
+    for block in Inquiry(port_filter([lport, 1], [])).dump(socket.AF_INET):
+        shown += [block.id(number)[:4] for number, _ in enumerate(block.readings())]
+    assert shown == [struct.pack("!HH", lport, pairs[1][1].getpeername()[1])]
 
 
 @pytest.mark.parametrize("option, family", [("-4", socket.AF_INET), ("-6", socket.AF_INET6)])
