@@ -67,7 +67,7 @@ def following(due: int, elapsed: float, interval: float) -> int:
 
 def run(options: Tcptop, scope: Scope) -> None:
     """Watch, and report every interval, until the count is reached or a signal comes."""
-    traffic = sources.traffic(options, scope)
+    traffic = sources.sessions(options, scope)
     this = Command("tcptop")
     command.report_notes(this, traffic.warnings, traffic.notes if options.verbose else [])
     # A few cycles come up in an interval; to look for them among its sessions, which are all

@@ -47,12 +47,13 @@ def opened(
             raise
         reason, *tried = error.args
     source = diagnosed()
-    source.notes[1:1] = tried or [f"probes: {reason}"]
+    # The first note is of this system, and both have it.
+    source.notes[1:1] = tried[1:] or [f"probes: {reason}"]
     source.warnings.insert(0, f"not traced ({reason}); socket diagnosis instead: {less}")
     return source
 
 
-def traffic(options: Tcptop, scope: Scope) -> Source[Session]:
+def sessions(options: Tcptop, scope: Scope) -> Source[Session]:
     """What processes move over sessions."""
 
     def traced() -> Source[Session]:
