@@ -11,7 +11,7 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Union
 
 from tcptools import Failure
 
@@ -64,7 +64,7 @@ class Layout(NamedTuple):
     cgroup: int
 
 
-def layout_of(message: memoryview) -> Optional[Layout]:
+def layout_of(message: Union[bytes, memoryview]) -> Optional[Layout]:
     """The layout of a message; None if it has no struct tcp_info, as those of minisockets."""
     at, cgroup = MESSAGE_END, 0
     while at + ATTRIBUTE.size <= len(message):
@@ -139,7 +139,7 @@ class Parser:
                 self.done = True
                 return
             step = size + 3 & ~3
-            layout = self._layouts[size] if size in self._layouts else self._learn(data, at, size)
+            layout = self.layout(data[at : at + step])
             if not layout:
                 at += step
                 continue
@@ -151,9 +151,12 @@ class Parser:
             yield Block(data[at : at + count * step], step, layout)
             at += count * step
 
-    def _learn(self, data: memoryview, at: int, size: int) -> Optional[Layout]:
-        layout = self._layouts[size] = layout_of(data[at : at + (size + 3 & ~3)])
-        return layout
+    def layout(self, message: Union[bytes, memoryview]) -> Optional[Layout]:
+        """That of a message."""
+        size = len(message)
+        if size not in self._layouts:
+            self._layouts[size] = layout_of(message)
+        return self._layouts[size]
 
 
 def port_filter(lports: Sequence[int], rports: Sequence[int]) -> bytes:

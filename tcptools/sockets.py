@@ -8,9 +8,11 @@ from typing import NamedTuple, Optional
 from tcptools.notices import PAUSE, Notice, Notices
 from tcptools.owners import Owner
 from tcptools.sockdiag import (
+    AGES,
     CLOSE_WAIT,
     CLOSING,
     ESTABLISHED,
+    FAMILY,
     FIN_WAIT1,
     FIN_WAIT2,
     ID,
@@ -109,23 +111,19 @@ class Sockets:
         self.missed = 0
         # A connection that did nothing after the first of these ended before the start, and of one
         # that did nothing after the second it is not known any more whether it was reported.
-        self._start = self._horizon = float("inf")
+        self._start = self._horizon = 0.0
+        self._starting = True
         for _ in range(2):  # a dump may pass one by
             self.look()
         # How many had moved something before this was made.
         self.existing = sum(tcp.rx > 0 or tcp.tx > 0 for tcp in self._known.values())
-        self.missed, self._horizon = 0, 0.0
+        self._starting, self.missed = False, 0
         self._start = time.monotonic() + PAUSE
 
     def close(self) -> None:
         """Look no more."""
         self._notices.close()
         self._inquiry.close()
-
-    @property
-    def starting(self) -> bool:
-        """Whether what is found is what there was before."""
-        return self._start == float("inf")
 
     def look(self) -> list[Movement]:
         """What has moved since the last look."""
@@ -148,7 +146,7 @@ class Sockets:
         self._full = self._excess > 0
         self._forget()
         movements, self._movements = self._movements, []
-        return [] if self.starting else movements
+        return [] if self._starting else movements
 
     def _changed(self, tcp: Optional[Tcp], reading: Reading, block: Block, number: int) -> None:
         """Take in a reading that is not the one before."""
@@ -225,12 +223,14 @@ class Sockets:
 
     def _ended(self, notice: Notice) -> None:
         """Count what the last reading of a socket says; its state and inode are gone by then."""
-        [block] = self._parser.blocks(memoryview(notice.data))
-        [reading] = block.readings()
+        layout = self._parser.layout(notice.data)
+        if not layout:
+            return
+        reading = layout.reading.unpack(notice.data)
         _, cookie, queues, progress, unsent, _ = reading
-        names = block.id(0)[:NAMES]
+        names = notice.data[ID:NAMES_END]
         tcp = self._known.pop(cookie, None)
-        if self.starting:
+        if self._starting:
             return
         if names[2:4] == b"\0\0":
             # Never connected; or undone by its owner, which leaves no counters (tcp_disconnect()).
@@ -240,13 +240,13 @@ class Sockets:
             self.missed += 1
             tcp = None
         if not tcp:
-            active = notice.time - min(block.ages(0)) / 1000
+            active = notice.time - min(AGES.unpack_from(notice.data, layout.info)) / 1000
             if not self._passes(names) or active < self._start:
                 return
             if self._full or active < self._horizon:
                 self.missed += 1
                 return
-            tcp = Tcp(block.family(0), names)
+            tcp = Tcp(notice.data[FAMILY], names)
         unread = QUEUES.unpack(queues)[0]
         # If nothing is unread, the last byte may be the peer's FIN; if something is not sent, ours.
         rx = PAIR.unpack(progress)[1] - unread - (not unread)
