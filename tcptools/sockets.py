@@ -67,14 +67,16 @@ class Tcp:
     """A socket: what is known of its connection, and how much of that has been reported."""
 
     __slots__ = (
-        "cgroup", "check", "family", "identity", "inode", "names", "owner", "reading", "received",
-        "rx", "task", "turn", "tx", "uid", "wait",
+        "began", "cgroup", "check", "family", "identity", "inode", "names", "owner", "reading",
+        "received", "rx", "task", "turn", "tx", "uid", "wait",
     )  # fmt: skip
 
     def __init__(self, family: int, names: bytes) -> None:
         self.family, self.names = family, names  # ports and addresses as in inet_diag_sockid
         self.reading: Optional[Reading] = None
         self.rx = self.tx = self.received = self.turn = 0
+        # When it was there already, in seconds of the monotonic clock; 0 if before the start.
+        self.began = 0.0
         self.inode = self.uid = self.cgroup = 0
         self.owner: Optional[Owner] = None
         self.task, self.identity = (0, b""), b""  # the process it was reported for, and how
@@ -89,11 +91,24 @@ class Movement(NamedTuple):
     tx: int
 
 
+class End(NamedTuple):
+    """A session that has ended, when (monotonic clock, seconds), and bytes that TCP has counted.
+
+    received: with one more for the peer's FIN; acknowledged: for each of our SYN and FIN.
+    """
+
+    socket: Tcp
+    time: float
+    received: int
+    acknowledged: int
+
+
 class Sockets:
     """The sockets of the network namespace that this is made in.
 
-    unowned: those whose inode is new, so that their owners are to be looked for; missed: events
-    that could not be counted, since whoever reads it sets it to 0.
+    ends: those that had ended at the last look; unowned: those whose inode is new, so that their
+    owners are to be looked for; missed: events that could not be counted, since whoever reads it
+    sets it to 0.
     """
 
     def __init__(
@@ -105,8 +120,10 @@ class Sockets:
         self._known: dict[int, Tcp] = {}  # by cookie
         self._gone: dict[int, float] = {}  # when those that are not found were missed first
         self._turn, self._full, self._excess = 0, False, 0
+        self._now = 0.0
         self._movements: list[Movement] = []
         self._doubtful: list[tuple[Tcp, Reading, bytes]] = []
+        self.ends: list[End] = []
         self.unowned: list[Tcp] = []
         self.missed = 0
         # A connection that did nothing after the first of these ended before the start, and of one
@@ -125,10 +142,21 @@ class Sockets:
         self._notices.close()
         self._inquiry.close()
 
-    def look(self) -> list[Movement]:
-        """What has moved since the last look."""
+    def look(self, dump: bool = True) -> list[Movement]:
+        """What has moved since the last look; without a dump, on sockets that have ended."""
+        self._movements, self.ends = [], []
+        if dump:
+            self._look_at_all()
+        for notice in self._notices.new():
+            self._ended(notice)
+        self.missed += self._notices.missed()
+        movements, self._movements = self._movements, []
+        return [] if self._starting else movements
+
+    def _look_at_all(self) -> None:
+        """Take in what a dump says of those that are alive."""
         self._turn += 1
-        self._movements, self._excess = [], 0
+        self._excess, self._now = 0, time.monotonic()
         known, turn = self._known.get, self._turn
         for family in self._families:
             for block in self._inquiry.dump(family):
@@ -140,13 +168,9 @@ class Sockets:
                         self._changed(tcp, reading, block, number)
         if self._doubtful:
             self._look_again()
-        for notice in self._notices.new():
-            self._ended(notice)
-        self.missed += self._notices.missed() + self._excess
+        self.missed += self._excess
         self._full = self._excess > 0
         self._forget()
-        movements, self._movements = self._movements, []
-        return [] if self._starting else movements
 
     def _changed(self, tcp: Optional[Tcp], reading: Reading, block: Block, number: int) -> None:
         """Take in a reading that is not the one before."""
@@ -165,6 +189,8 @@ class Sockets:
                 return
             unsure = self._full and tcp is None
             tcp = self._known[cookie] = Tcp(block.family(number), names)
+            if not self._starting:
+                tcp.began = self._now - max(block.ages(number)) / 1000
             if unsure:
                 # It may have been there when there was no room.
                 self.missed += 1
@@ -240,17 +266,21 @@ class Sockets:
             self.missed += 1
             tcp = None
         if not tcp:
-            active = notice.time - min(AGES.unpack_from(notice.data, layout.info)) / 1000
+            ages = AGES.unpack_from(notice.data, layout.info)
+            active = notice.time - min(ages) / 1000
             if not self._passes(names) or active < self._start:
                 return
             if self._full or active < self._horizon:
                 self.missed += 1
                 return
             tcp = Tcp(notice.data[FAMILY], names)
+            tcp.began = notice.time - max(ages) / 1000
         unread = QUEUES.unpack(queues)[0]
+        acknowledged, received = PAIR.unpack(progress)
         # If nothing is unread, the last byte may be the peer's FIN; if something is not sent, ours.
-        rx = PAIR.unpack(progress)[1] - unread - (not unread)
+        rx = received - unread - (not unread)
         self._credit(tcp, rx, sent_by(reading, FIN_WAIT1 if unsent else ESTABLISHED))
+        self.ends.append(End(tcp, notice.time, received, acknowledged))
 
     def _forget(self) -> None:
         """Forget sockets that are not there any more and whose end nobody tells."""

@@ -9,7 +9,7 @@ from typing import NamedTuple, Optional
 
 from tcptools import kernel, syscalls
 from tcptools.kernel import Scope
-from tcptools.options import Tcptop
+from tcptools.options import Common
 
 # Who is not known, as a process and in its name.
 NOBODY, NO_NAME = 0, b"-"
@@ -27,9 +27,9 @@ class Task(NamedTuple):
 class Tasks:
     """What is known of processes, for a while."""
 
-    def __init__(self, options: Tcptop, scope: Scope) -> None:
+    def __init__(self, options: Common, scope: Scope) -> None:
         self._pids, self._scope = options.pids, scope
-        self._mounts = kernel.cgroup_mounts() if options.cgroup or options.cgroupmap else []
+        self._mounts = kernel.cgroup_mounts() if scope.cgroup or "cgroupmap" in scope.maps else []
         self._tasks: dict[int, Task] = {}
         self._last: dict[int, Task] = {}
         self._cgroups: dict[str, list[int]] = {}

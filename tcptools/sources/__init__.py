@@ -7,8 +7,8 @@ from typing import Generic, Protocol, TypeVar
 from tcptools import Failure, kernel
 from tcptools.csource import Tool
 from tcptools.kernel import Scope
-from tcptools.options import Tcptop
-from tcptools.session import Session
+from tcptools.options import Common, Tcplife, Tcptop
+from tcptools.session import Life, Session
 
 Item = TypeVar("Item")
 
@@ -72,10 +72,34 @@ def sessions(options: Tcptop, scope: Scope) -> Source[Session]:
     return opened(options.probe, traced, diagnosed, less)
 
 
-def program(options: Tcptop) -> Tool:
-    """The C program for --ebpf. Raises Failure if there is none."""
-    if options.probe == "diag":
-        raise Failure("--probe diag traces nothing, so there is no program that --ebpf could print")
-    from tcptools.sources.traffic import tool
+def ended(options: Tcplife, scope: Scope) -> Source[Life]:
+    """The sessions that end."""
 
-    return tool(options)
+    def traced() -> Source[Life]:
+        from tcptools.sources.lives import Lives
+
+        return Lives(options, scope)
+
+    def diagnosed() -> Source[Life]:
+        from tcptools.sources.ends import Ends
+
+        return Ends(options, scope)
+
+    less = (
+        "when a session began is estimated, short ones have no process, those that fail or are"
+        " aborted are not shown, and names of others' processes take root"
+    )
+    return opened("auto", traced, diagnosed, less)
+
+
+def program(options: Common) -> Tool:
+    """The C program for --ebpf. Raises Failure if there is none."""
+    if isinstance(options, Tcptop):
+        if options.probe == "diag":
+            raise Failure("--probe diag traces nothing, so there is no program to print")
+        from tcptools.sources.traffic import tool
+
+        return tool(options)
+    from tcptools.sources.lives import TOOL
+
+    return TOOL

@@ -1,98 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """What processes move over sessions, as the kernel tells anyone who asks: nothing is attached."""
 
-import os
 import struct
-import time
-from collections.abc import Iterable
 
-from tcptools import kernel
 from tcptools.kernel import Scope
-from tcptools.notices import PAUSE
 from tcptools.options import Tcptop
-from tcptools.owners import Owners
+from tcptools.polled import Polled
 from tcptools.session import IDENTITY, Session
-from tcptools.sockdiag import port_filter
-from tcptools.sockets import Movement, Sockets, Tcp
-from tcptools.tasks import NOBODY, Tasks
 
-# Seconds between two looks for network namespaces.
-NAMESPACES_EVERY = 5.0
-# Seconds after which it is asked whether a process has its socket still, at first and at last;
-# or whether one without a process has been found one.
-FIRST_CHECK, LAST_CHECK = 1.0, 64.0
 # struct identity of bpf/common.h, in which ports and addresses are as in inet_diag_sockid.
 PACKED = struct.Struct("!B3xI36s16s")
 assert PACKED.size == IDENTITY.size
-PORTS = struct.Struct("!HH")
 
 
-class Diag:
+class Diag(Polled):
     """What processes move over sessions, from sock_diag(7)."""
 
     def __init__(self, options: Tcptop, scope: Scope) -> None:
-        self.notes = [kernel.online(), "probes: none; socket diagnosis, at each output"]
-        self.warnings: list[str] = []
-        self._options, self._tasks, self._owners = options, Tasks(options, scope), Owners()
-        self._lports, self._rports = frozenset(options.lports), frozenset(options.rports)
-        self._bytecode = port_filter(options.lports, options.rports)
-        self._sees_all = os.access("/proc/1/fd", os.R_OK)
-        self._missed = 0
-        home = os.stat("/proc/self/ns/net").st_ino
-        self._namespaces = {home: self._sockets()}
-        self._enters = kernel.enters_namespaces()
-        self._next_search = 0.0
-        self._search_namespaces()
-        self._missed = 0  # it was before the start
-        self._find_owners(())
-        # What ends from now on is told from what ended before by when it moved last.
-        time.sleep(2 * PAUSE)
-
-    def _sockets(self) -> Sockets:
-        """Those of the network namespace that we are in."""
-        options = self._options
-        return Sockets(options.families, self._bytecode, self._passes, options.max_sessions)
-
-    def _passes(self, names: bytes) -> bool:
-        """Whether the filters by ports let a session through."""
-        local, remote = PORTS.unpack_from(names)
-        return (not self._lports or local in self._lports) and (
-            not self._rports or remote in self._rports
-        )
-
-    def _search_namespaces(self) -> None:
-        """Find the network namespaces in which there are processes, now and then.
-
-        Those in which there are none are let go of, for a socket there would keep them alive.
-        """
-        now = time.monotonic()
-        if not self._enters or now < self._next_search:
-            return
-        self._next_search = now + NAMESPACES_EVERY
-        before, self._namespaces = self._namespaces, {}
-        for _ in kernel.network_namespaces():
-            inode = os.stat("/proc/thread-self/ns/net").st_ino
-            if inode in before:
-                self._namespaces[inode] = before.pop(inode)
-                continue
-            new = self._namespaces[inode] = self._sockets()
-            self._missed += new.existing
-        for gone in before.values():
-            gone.close()
+        super().__init__(options, scope, options.max_sessions)
 
     def drain(self) -> tuple[list[Session], int]:
         """The sessions since the last call, and how many events were missed in that time."""
-        movements: list[Movement] = []
-        for sockets in self._namespaces.values():
-            movements += sockets.look()
-            self._missed += sockets.missed
-            sockets.missed = 0
-        self._tasks.refresh()
-        self._find_owners(movements)
         sums: dict[bytes, tuple[int, int]] = {}
-        for tcp, rx, tx in movements:
-            pid = tcp.owner.pid if tcp.owner else NOBODY
-            task = self._tasks.task(pid, tcp.cgroup)
+        for tcp, rx, tx in self.look()[0]:
+            pid, task = self.task(tcp)
             if not task.passes:
                 continue
             identity = tcp.identity
@@ -101,35 +32,4 @@ class Diag:
                 tcp.identity, tcp.task = identity, (pid, task.name)
             before = sums.get(identity, (0, 0))
             sums[identity] = (before[0] + rx, before[1] + tx)
-        # After the look, or what ended in one that is let go of would be lost.
-        self._search_namespaces()
-        missed, self._missed = self._missed, 0
-        return [(rx, tx, identity) for identity, (rx, tx) in sums.items()], missed
-
-    def _find_owners(self, movements: Iterable[Movement]) -> None:
-        """Look for the processes of sockets that have none, or none any more."""
-        now = time.monotonic()
-        wanted: dict[int, Tcp] = {}
-        for sockets in self._namespaces.values():
-            for tcp in sockets.unowned:
-                tcp.wait = FIRST_CHECK
-                wanted[tcp.inode] = tcp
-            sockets.unowned = []
-        for tcp, _, _ in movements:
-            if tcp.inode and now >= tcp.check:
-                if not tcp.owner or not self._owners.still(tcp.owner, tcp.inode):
-                    wanted[tcp.inode] = tcp
-                else:
-                    self._check_later(tcp, now)
-        mine = os.geteuid()
-        visible = [inode for inode, tcp in wanted.items() if self._sees_all or tcp.uid == mine]
-        found = self._owners.find(visible)
-        for inode, tcp in wanted.items():
-            # One that has been closed keeps its process.
-            tcp.owner = found.get(inode, tcp.owner)
-            self._check_later(tcp, now)
-
-    @staticmethod
-    def _check_later(tcp: Tcp, now: float) -> None:
-        tcp.check = now + tcp.wait
-        tcp.wait = min(2 * tcp.wait, LAST_CHECK)
+        return [(rx, tx, identity) for identity, (rx, tx) in sums.items()], self.missed()

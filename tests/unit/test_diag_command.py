@@ -92,7 +92,7 @@ def test_a_signal_ends_it():
         [*TCPTOP, "--probe", "diag", "1000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         assert process.stdout.readline().startswith(b"Tracing... ")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 0
         assert process.stderr.read() == b""
 
