@@ -40,10 +40,10 @@ class Ends(Polled):
             lport, rport, laddr, raddr = NAMES.unpack(tcp.names)
             times = (int(tcp.began * 1e9), int(end * 1e9))
             # What is received may be FIN as well, and what is acknowledged SYN and FIN.
-            received = max(tcp.rx, received - 1)
+            got = max(tcp.rx, received - 1)
             sent = tcp.tx if tcp.tx <= acknowledged else max(0, acknowledged - 1)
             who = (tcp.family, pid, lport, rport, laddr, raddr, task.name)
-            ended.append((*times, received, sent, *who))
+            ended.append((*times, got, sent, *who))
         if looks:
             self._next_look = time.monotonic() + (time.monotonic() - began) / SHARE
         return ended, self.missed()
