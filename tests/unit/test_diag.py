@@ -8,6 +8,7 @@ import pytest
 from diagnosed import COMM, Ledger, Watch, ended
 
 FAMILIES = [socket.AF_INET, socket.AF_INET6]
+pytestmark = pytest.mark.usefixtures("alone")
 of_each_family = pytest.mark.parametrize("family", FAMILIES)
 
 

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # The one of a venv may be where others may not look.
 TCPLIFE = [os.path.realpath(sys.executable), str(ROOT / "tcplife.py")]
 NOBODY = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
+pytestmark = pytest.mark.usefixtures("alone")
 of_each_family = pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 
 
