@@ -169,6 +169,10 @@ class Sockets:
         if self._doubtful:
             self._look_again()
         self.missed += self._excess
+        if self._full or self._excess:
+            # Who did nothing after this may have been there when there was no room. When that was
+            # is known to a step of the kernel's clock, and of the notices' thread.
+            self._horizon = time.monotonic() + 2 * PAUSE
         self._full = self._excess > 0
         self._forget()
 
@@ -270,7 +274,7 @@ class Sockets:
             active = notice.time - min(ages) / 1000
             if not self._passes(names) or active < self._start:
                 return
-            if self._full or active < self._horizon:
+            if active < self._horizon:
                 self.missed += 1
                 return
             tcp = Tcp(notice.data[FAMILY], names)
