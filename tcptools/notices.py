@@ -23,6 +23,9 @@ ROOM = 1 << 25
 NOTICE = 4096  # bytes, more than one takes
 # Seconds between two looks at notices while there are some.
 PAUSE = 0.05
+# Seconds by which a notice may be taken in late, and be taken for one of something that moved
+# later than it did: that pause, a step of the kernel's clock, and what a busy machine adds.
+LATE = 0.25
 
 
 class Notice(NamedTuple):

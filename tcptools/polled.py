@@ -2,13 +2,14 @@
 """The TCP sockets of all network namespaces that can be entered, polled, and whose they are."""
 
 import os
+import resource
 import struct
 import time
 from collections.abc import Iterable
 
-from tcptools import kernel
+from tcptools import Failure, kernel
 from tcptools.kernel import Scope
-from tcptools.notices import PAUSE
+from tcptools.notices import LATE, PAUSE
 from tcptools.options import Common
 from tcptools.owners import Owners
 from tcptools.sockdiag import port_filter
@@ -41,16 +42,23 @@ class Polled:
         home = os.stat("/proc/self/ns/net").st_ino
         self._namespaces = {home: self._sockets()}
         self._enters = kernel.enters_namespaces()
+        if self._enters:
+            # Each namespace takes two files.
+            most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self._next_search = 0.0
         self._search_namespaces()
         self._missed = 0  # it was before the start
         self._find_owners(())
         # What ends from now on is told from what ended before by when it moved last.
-        time.sleep(2 * PAUSE)
+        time.sleep(LATE + PAUSE)
 
     def _sockets(self) -> Sockets:
         """Those of the network namespace that we are in."""
-        return Sockets(self._options.families, self._bytecode, self._passes, self._most)
+        try:
+            return Sockets(self._options.families, self._bytecode, self._passes, self._most)
+        except OSError as error:
+            raise Failure(f"{error.strerror}; modprobe tcp_diag may help") from None
 
     def _passes(self, names: bytes) -> bool:
         """Whether the filters by ports let a session through."""

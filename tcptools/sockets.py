@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Optional
 
-from tcptools.notices import PAUSE, Notice, Notices
+from tcptools.notices import LATE, Notice, Notices
 from tcptools.owners import Owner
 from tcptools.sockdiag import (
     AGES,
@@ -135,7 +135,7 @@ class Sockets:
         # How many had moved something before this was made.
         self.existing = sum(tcp.rx > 0 or tcp.tx > 0 for tcp in self._known.values())
         self._starting, self.missed = False, 0
-        self._start = time.monotonic() + PAUSE
+        self._start = time.monotonic() + LATE
 
     def close(self) -> None:
         """Look no more."""
@@ -170,9 +170,8 @@ class Sockets:
             self._look_again()
         self.missed += self._excess
         if self._full or self._excess:
-            # Who did nothing after this may have been there when there was no room. When that was
-            # is known to a step of the kernel's clock, and of the notices' thread.
-            self._horizon = time.monotonic() + 2 * PAUSE
+            # Who did nothing after this may have been there when there was no room.
+            self._horizon = time.monotonic() + LATE
         self._full = self._excess > 0
         self._forget()
 
@@ -240,7 +239,7 @@ class Sockets:
             if second:
                 received = PAIR.unpack(first[3])[1]
                 self._settle(tcp, first, second[0], QUEUES.unpack(second[2])[0], received)
-                if PAIR.unpack(second[3])[1] == received:
+                if second == first:
                     continue
             else:
                 # Its end will be told.

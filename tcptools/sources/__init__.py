@@ -46,7 +46,10 @@ def opened(
         if asked != "auto":
             raise
         reason, *tried = error.args
-    source = diagnosed()
+    try:
+        source = diagnosed()
+    except Failure as error:
+        raise Failure(f"{reason}; and {error.args[0]}", *tried) from None
     # The first note is of this system, and both have it.
     source.notes[1:1] = tried[1:] or [f"probes: {reason}"]
     source.warnings.insert(0, f"not traced ({reason}); socket diagnosis instead: {less}")

@@ -154,6 +154,37 @@ def fails():
     raise Failure("reason", "Linux", "fentry: no", "kprobe: no")
 
 
+def fails_too():
+    raise Failure("no sockets")
+
+
+def test_where_nothing_works(monkeypatch):
+    monkeypatch.setattr(kernel, "check_permission", lambda: None)
+    with pytest.raises(Failure) as failure:
+        sources.opened("auto", fails, fails_too, "")
+    said = ("reason; and no sockets", "Linux", "fentry: no", "kprobe: no")
+    assert failure.value.args == said
+
+
+def test_a_sandbox_without_socket_diagnosis():
+    code = (
+        "import socket, sys, tcptop\n"
+        "class Refused(socket.socket):\n"
+        "    def __init__(self, family, *rest):\n"
+        "        raise OSError(93, 'Protocol not supported')\n"
+        "socket.socket = Refused\n"
+        "sys.exit(tcptop.main(sys.argv[1:]))"
+    )
+    for options, start in ((["--probe", "diag"], ""), ([], "tracing needs root, .*; and ")):
+        result = subprocess.run(
+            [PYTHON, "-c", code, *options, "1", "1"],
+            check=False, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE, **NOBODY,
+        )  # fmt: skip
+        assert (result.returncode, result.stdout) == (1, "")
+        said = rf"tcptop: {start}there is no socket diagnosis here \(Protocol not supported\); .*\n"
+        assert re.fullmatch(said, result.stderr)
+
+
 def test_the_first_that_works(monkeypatch):
     monkeypatch.setattr(kernel, "check_permission", lambda: None)
     diag, traced = (lambda: Dummy("diag")), (lambda: Dummy("traced"))
