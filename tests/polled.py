@@ -51,8 +51,8 @@ def main() -> None:
 
     imported = time.process_time() - began
     if sys.argv[2:]:
-        for count in sys.argv[1:]:
-            subprocess.run([sys.executable, __file__, count], check=True)
+        for each_count in sys.argv[1:]:
+            subprocess.run([sys.executable, __file__, each_count], check=True)
         return None
     print("sockets  start ms  idle us  moved us  opened and closed us (a socket)  PSS MB")
     for count in map(int, sys.argv[1:]):
