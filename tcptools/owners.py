@@ -78,6 +78,8 @@ class Owners:
                 wanted.remove(inode)
                 found[inode] = Owner(pid, fd)
                 self._known.add(pid)
+                if not wanted:
+                    return
 
     @staticmethod
     def still(owner: Owner, inode: int) -> bool:

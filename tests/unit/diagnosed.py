@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sockets of this host that know what they moved, and socket diagnosis that watches them."""
 
+import contextlib
+import json
+import os
 import socket
 import struct
+import subprocess
+import sys
 import time
 from collections import Counter, defaultdict
+from pathlib import Path
 
 from tcptools import kernel
 from tcptools.options import Tcptop, parse
@@ -13,6 +19,11 @@ from tcptools.sources.diag import Diag
 
 # Seconds in which anything that is to happen must have happened, on a busy machine.
 PATIENCE = 60
+ROOT = Path(__file__).resolve().parents[2]
+# The one of a venv may be where others may not look.
+PYTHON = os.path.realpath(sys.executable)
+TCPTOP = [PYTHON, str(ROOT / "tcptop.py")]
+NOBODY = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
 COMM = open("/proc/self/comm").read()[:-1]
 LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 
@@ -115,3 +126,65 @@ def ended(watch, *sessions):
         tcp.names[:4] for each in watch.source._namespaces.values() for tcp in each._known.values()
     ]
     return not any(struct.pack("!HH", *ports) in known for ports in sessions)
+
+
+@contextlib.contextmanager
+def child(code, *sockets, prefix=()):
+    """A process that has sockets and does what it is told, when its input says so."""
+    command = [
+        *prefix,
+        sys.executable,
+        "-c",
+        f"import os, socket, sys\n{code}",
+        *map(str, map(fd, sockets)),
+    ]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[*map(fd, sockets)]
+    ) as process:
+        assert process.stdout.readline() == b"ready\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def fd(each):
+    return each.fileno()
+
+
+SENDER = """
+one = socket.socket(fileno=int(sys.argv[1]))
+open("/proc/self/comm", "wb").write(b"a\\x1b\\xff n\\nn")
+print("ready", flush=True)
+for line in sys.stdin.buffer:
+    one.sendall(bytes(int(line)))
+    print("sent", flush=True)
+"""
+
+
+def tell(process, size):
+    process.stdin.write(b"%d\n" % size)
+    process.stdin.flush()
+    assert process.stdout.readline() == b"sent\n"
+
+
+ECHO = """
+import fcntl, struct
+fcntl.ioctl(socket.socket(type=socket.SOCK_DGRAM), 0x8914, struct.pack("16sH22x", b"lo", 1))  # up
+server = socket.create_server(("127.0.0.1", 0))
+one = socket.create_connection(server.getsockname())
+other = server.accept()[0]
+print("ready", flush=True)
+print(*one.getsockname()[1:], *other.getsockname()[1:], flush=True)
+for line in sys.stdin.buffer:
+    one.sendall(bytes(int(line)))
+    other.recv(int(line), socket.MSG_WAITALL)
+    print("sent", flush=True)
+"""
+
+
+def as_nobody(*arguments):
+    """Run tcptop without any privilege, and show its records."""
+    settings = {"capture_output": True, "text": True, "timeout": PATIENCE, **NOBODY}
+    result = subprocess.run([*TCPTOP, *arguments], check=False, **settings)
+    return result.returncode, [*map(json.loads, result.stdout.splitlines())], result.stderr

@@ -9,21 +9,14 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
-from diagnosed import COMM, PATIENCE, Ledger
+from diagnosed import COMM, NOBODY, PATIENCE, PYTHON, ROOT, TCPTOP, Ledger
 
 from tcptools import Failure, kernel, report, sources
 from tcptools.options import Tcptop, parse
 
-ROOT = Path(__file__).resolve().parents[2]
-# The one of a venv may be where others may not look.
-PYTHON = os.path.realpath(sys.executable)
-TCPTOP = [PYTHON, str(ROOT / "tcptop.py")]
-NOBODY = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
 REFUSED = r"not traced \(tracing needs root, or CAP_BPF and CAP_PERFMON: try sudo\)"
 LESS = "sessions shorter than an output have no process, and names of others' processes take root"
 

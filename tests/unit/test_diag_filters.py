@@ -1,29 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Socket diagnosis: whose a session is, filters, privileges and network namespaces."""
+"""Socket diagnosis: filters, privileges and network namespaces."""
 
 import contextlib
 import itertools
-import json
 import os
 import random
 import signal
 import socket
 import struct
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from diagnosed import COMM, PATIENCE, Ledger, Watch, ended
+from diagnosed import ECHO, PATIENCE, Ledger, Watch, as_nobody, child, ended, tell
 
-from tcptools import Failure, kernel
-from tcptools.owners import Owners
+from tcptools import Failure
 from tcptools.sockdiag import BC_D_EQ, BC_JMP, BC_S_EQ, Inquiry, port_filter
 
-ROOT = Path(__file__).resolve().parents[2]
-# The one of a venv may be where others may not look.
-TCPTOP = [os.path.realpath(sys.executable), str(ROOT / "tcptop.py")]
-NOBODY = {"user": 65534, "group": 65534, "extra_groups": []}
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
 
 
@@ -128,125 +119,10 @@ def test_processes(ledger):
     assert nobodys.drain() == {}
 
 
-@contextlib.contextmanager
-def child(code, *sockets, prefix=()):
-    """A process that has sockets and does what it is told, when its input says so."""
-    command = [
-        *prefix,
-        sys.executable,
-        "-c",
-        f"import os, socket, sys\n{code}",
-        *map(str, map(fd, sockets)),
-    ]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[*map(fd, sockets)]
-    ) as process:
-        assert process.stdout.readline() == b"ready\n"
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def fd(each):
-    return each.fileno()
-
-
-SENDER = """
-one = socket.socket(fileno=int(sys.argv[1]))
-open("/proc/self/comm", "wb").write(b"a\\x1b\\xff n\\nn")
-print("ready", flush=True)
-for line in sys.stdin.buffer:
-    one.sendall(bytes(int(line)))
-    print("sent", flush=True)
-"""
-
-
-def tell(process, size):
-    process.stdin.write(b"%d\n" % size)
-    process.stdin.flush()
-    assert process.stdout.readline() == b"sent\n"
-
-
-def test_a_socket_that_two_processes_have(ledger):
-    """It is the lowest PID's for as long as that has it, and its name is told as it is."""
-    one, other = ledger.pair()
-    watch = Watch(ledger)
-    with child(SENDER, one) as process:
-        ledger.move(one, other, 10)
-        watch.drain()
-        ports = ledger.keys.pop(one)
-        assert set(watch.names[ports]) == {(os.getpid(), COMM)}
-        one.close()
-        for each in watch.source._namespaces.values():
-            for tcp in each._known.values():
-                tcp.check = 0
-        tell(process, 20)
-        ledger.truth[ports][1] += 20
-        watch.until(lambda: watch.sums[ports][1] == 30)
-        assert (process.pid, "a\x1b\ufffd n\nn") in watch.names[ports]
-
-
-def test_owners_are_looked_for_in_order(monkeypatch):
-    looked = []
-    owners = Owners()
-    monkeypatch.setattr(Owners, "_look_at", lambda self, pid, wanted, found: looked.append(pid))
-    first = os.getpid()
-    owners._known.add(first)
-    owners.find([1])
-    assert looked[0] == first and len(looked) > 1
-    with child("print('ready', flush=True); sys.stdin.read()") as process:
-        looked.clear()
-        owners.find([1])
-        assert looked[0] == first and process.pid in looked
-        assert looked.index(process.pid) < len(looked) - 1
-    looked.clear()
-    owners.find([])
-    assert looked == []
-
-
-@needs_root
-def test_a_cgroup(ledger):
-    [mount, *_] = [each for each in kernel.cgroup_mounts() if os.path.isdir(each.directory)]
-    directory = os.path.join(mount.directory, f"tcptop-test-{os.getpid()}")
-    below = os.path.join(directory, "below")
-    os.makedirs(below)
-    one, other = ledger.pair()
-    try:
-        watch = Watch(ledger, "-c", directory)
-        with child(SENDER, one) as process:
-            ports = ledger.keys[one]
-            one.close()
-            tell(process, 10)
-            assert watch.drain() == {}
-            Path(below, "cgroup.procs").write_text(str(process.pid))
-            ledger.truth[ports][1] += 40
-            watch.until(lambda: tell(process, 1) or watch.drain())
-            assert set(watch.names[ports]) == {(process.pid, "a\x1b\ufffd n\nn")}
-            assert ledger.keys[other] not in watch.sums
-    finally:
-        os.rmdir(below), os.rmdir(directory)
-
-
 @needs_root
 def test_a_map_that_is_none():
     with pytest.raises(Failure, match=r"no pinned BPF map|libbpf is not installed"):
         Watch(Ledger(), "--cgroupmap", "/nowhere")
-
-
-ECHO = """
-import fcntl, struct
-fcntl.ioctl(socket.socket(type=socket.SOCK_DGRAM), 0x8914, struct.pack("16sH22x", b"lo", 1))  # up
-server = socket.create_server(("127.0.0.1", 0))
-one = socket.create_connection(server.getsockname())
-other = server.accept()[0]
-print("ready", flush=True)
-print(*one.getsockname()[1:], *other.getsockname()[1:], flush=True)
-for line in sys.stdin.buffer:
-    one.sendall(bytes(int(line)))
-    other.recv(int(line), socket.MSG_WAITALL)
-    print("sent", flush=True)
-"""
 
 
 @needs_root
@@ -278,15 +154,6 @@ def test_another_network_namespace(ledger, monkeypatch, before):
     watch.until(
         lambda: setattr(watch.source, "_next_search", 0.0) or len(watch.source._namespaces) < found
     )
-
-
-def as_nobody(*arguments):
-    """Run tcptop without any privilege, and show its records."""
-    user = NOBODY if os.geteuid() == 0 else {}
-    result = subprocess.run(
-        [*TCPTOP, *arguments], check=False, capture_output=True, text=True, timeout=PATIENCE, **user
-    )
-    return result.returncode, [*map(json.loads, result.stdout.splitlines())], result.stderr
 
 
 def test_without_privileges():

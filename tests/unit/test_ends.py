@@ -6,22 +6,17 @@ import os
 import re
 import socket
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
-from diagnosed import COMM, LOOPBACK, PATIENCE, Ledger
+from diagnosed import COMM, LOOPBACK, NOBODY, PATIENCE, PYTHON, ROOT, Ledger
 
 from tcptools import kernel
 from tcptools.options import Tcplife, parse
 from tcptools.session import identified
 from tcptools.sources.ends import Ends
 
-ROOT = Path(__file__).resolve().parents[2]
-# The one of a venv may be where others may not look.
-TCPLIFE = [os.path.realpath(sys.executable), str(ROOT / "tcplife.py")]
-NOBODY = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
+TCPLIFE = [PYTHON, str(ROOT / "tcplife.py")]
 pytestmark = pytest.mark.usefixtures("alone")
 of_each_family = pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 
