@@ -82,6 +82,10 @@ class Tcp:
         self.task, self.identity = (0, b""), b""  # the process it was reported for, and how
         self.check = self.wait = 0.0  # when to look for its owner again, and how long after that
 
+    def is_over(self, names: bytes, received: int) -> bool:
+        """Whether the socket has another connection now, which has received so much."""
+        return self.names[:4] != names[:4] or received < self.received
+
 
 class Movement(NamedTuple):
     """Bytes that were received and sent on a socket since the last look."""
@@ -182,7 +186,7 @@ class Sockets:
         received = PAIR.unpack(progress)[1]
         who = block.id(number)
         names = who[:NAMES]
-        if tcp is None or tcp.names != names or received < tcp.received:
+        if tcp is None or tcp.is_over(names, received):
             if names[2:4] == b"\0\0" or not self._passes(names):
                 return
             # A socket may be disconnected and connected again; its end before is not known.
@@ -199,6 +203,9 @@ class Sockets:
                 self.missed += 1
                 tcp.rx, tcp.tx = received_by(state, unread, received), sent_by(reading, state)
         tcp.turn = self._turn
+        if tcp.names != names:
+            # IPV6_ADDRFORM makes one of IPv4 of a socket of IPv6.
+            tcp.family, tcp.names, tcp.identity = block.family(number), names, b""
         if inode and inode != tcp.inode:
             tcp.inode, tcp.uid, tcp.cgroup, tcp.owner = inode, uid, block.cgroup(number), None
             self.unowned.append(tcp)
@@ -265,7 +272,8 @@ class Sockets:
             # Never connected; or undone by its owner, which leaves no counters (tcp_disconnect()).
             self.missed += tcp is not None
             return
-        if tcp and tcp.names != names:
+        acknowledged, received = PAIR.unpack(progress)
+        if tcp and tcp.is_over(names, received):
             self.missed += 1
             tcp = None
         if not tcp:
@@ -279,7 +287,6 @@ class Sockets:
             tcp = Tcp(notice.data[FAMILY], names)
             tcp.began = notice.time - max(ages) / 1000
         unread = QUEUES.unpack(queues)[0]
-        acknowledged, received = PAIR.unpack(progress)
         # If nothing is unread, the last byte may be the peer's FIN; if something is not sent, ours.
         rx = received - unread - (not unread)
         self._credit(tcp, rx, sent_by(reading, FIN_WAIT1 if unsent else ESTABLISHED))

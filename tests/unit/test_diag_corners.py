@@ -13,6 +13,7 @@ from diagnosed import COMM, PATIENCE, Ledger, Watch, ended, listener
 from tcptools import notices, sockets
 
 pytestmark = pytest.mark.usefixtures("alone")
+IPV6_ADDRFORM = 1
 RESET = struct.pack("ii", 1, 0)
 
 
@@ -83,6 +84,21 @@ def test_disconnected_and_connected_again(ledger):
     ledger.move(one, again, 10)
     watch.until_exact()
     assert watch.missed == 1
+
+
+def test_a_socket_that_comes_to_be_one_of_another_family(ledger):
+    with socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
+        one = socket.create_connection(("127.0.0.1", server.getsockname()[1]))
+        other = server.accept()[0]
+        watch = Watch(ledger)
+        for end in (one, other):
+            ledger.keys[end] = (end.getsockname()[1], end.getpeername()[1])
+        ledger.move(one, other, 1000)
+        watch.drain()
+        other.setsockopt(socket.IPPROTO_IPV6, IPV6_ADDRFORM, int(socket.AF_INET))
+        ledger.move(one, other, 7)
+        watch.until_exact()
+        assert watch.missed == 0
 
 
 def test_a_session_that_was_open_before_counts_from_where_it_stands(ledger):
