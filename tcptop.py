@@ -25,13 +25,12 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Optional
 
-from tcptools import command, report
+from tcptools import command, report, sources
 from tcptools.command import Command, Wake
 from tcptools.kernel import Scope
 from tcptools.options import Tcptop
 from tcptools.screen import Screen, usable
 from tcptools.session import Session, ranked
-from tcptools.sources.traffic import Traffic, tool
 
 LOADAVG = "/proc/loadavg"
 
@@ -67,8 +66,8 @@ def following(due: int, elapsed: float, interval: float) -> int:
 
 
 def run(options: Tcptop, scope: Scope) -> None:
-    """Trace, and report every interval, until the count is reached or a signal comes."""
-    traffic = Traffic(options, scope)
+    """Watch, and report every interval, until the count is reached or a signal comes."""
+    traffic = sources.sessions(options, scope)
     this = Command("tcptop")
     command.report_notes(this, traffic.warnings, traffic.notes if options.verbose else [])
     # A few cycles come up in an interval; to look for them among its sessions, which are all
@@ -119,7 +118,7 @@ def run(options: Tcptop, scope: Scope) -> None:
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """The exit status."""
-    return command.main(Tcptop, tool, run, arguments)
+    return command.main(Tcptop, sources.program, run, arguments)
 
 
 if __name__ == "__main__":
