@@ -321,8 +321,9 @@ def test_the_rest_of_the_sessions_is_a_row():
 @pytest.mark.parametrize("limit", [1, 2, 3])
 def test_any_limit_will_do(limit):
     since = Cumulative(PLAIN, limit)
-    rows = []
+    rows, one = [], session()
     for port in range(1, 9):
         one = session(1, 0, ports=(1, port))
         rows = since.add([one], [one])
     assert sum(row[0] for row in rows) == 8 and len(rows) <= limit + 1
+    assert (1, 0, one[2]) in rows, "the last one was active"
