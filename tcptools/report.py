@@ -243,13 +243,13 @@ def json_lines(
 
 def csv_header(rows: Rows = PLAIN) -> str:
     """The first line of CSV."""
-    return ",".join(("TIME", *rows.csv_heads)) + "\r\n"
+    return ",".join(("TIME", *rows.csv_heads)) + "\n"
 
 
 def csv_lines(shown: Iterable[Any], interval: Interval, rows: Rows = PLAIN) -> str:
-    """A CSV record for each row; RFC 4180."""
+    """A CSV record for each row, quoted as RFC 4180 has it; lines end as other tools expect them."""
     text = io.StringIO()
-    write = csv.writer(text).writerow
+    write = csv.writer(text, lineterminator="\n").writerow
     for row in shown:
         write((f"{interval.time:.3f}", *rows.fields(row)))
     return text.getvalue()

@@ -142,7 +142,7 @@ def test_columns_for_units(cgroups):
     }
     tracers = start("0.3")  # those above have been attached before, or are about to be
     head = {form: process.stdout.readline() for form, process in running.items()}
-    assert head[("--csv",)].endswith(b",RX_BYTES,TX_BYTES,UNIT\r\n")
+    assert head[("--csv",)].endswith(b",RX_BYTES,TX_BYTES,UNIT\n")
     with listener() as server:
         for path, (_, sent, received) in UNITS.items():
             run_in(path, server, sent, received)

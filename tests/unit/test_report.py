@@ -124,12 +124,12 @@ def test_json_without_load_average_and_with_losses():
 
 
 def test_csv():
-    assert csv_header() == ("TIME,PID,COMM,FAMILY,LADDR,LPORT,RADDR,RPORT,RX_BYTES,TX_BYTES\r\n")
+    assert csv_header() == ("TIME,PID,COMM,FAMILY,LADDR,LPORT,RADDR,RPORT,RX_BYTES,TX_BYTES\n")
     comma = session(comm=b'a,"b"')
     assert csv_lines([SSH, MAPPED, comma], NOW) == (
-        "1763690000.123,181,sshd,4,10.0.0.1,22,10.0.0.2,6684,1201,220160\r\n"
-        "1763690000.123,8,java,6,::ffff:10.0.0.1,8080,::ffff:10.0.0.2,50000,0,1024\r\n"
-        '1763690000.123,181,"a,""b""",4,10.0.0.1,22,10.0.0.2,6684,0,0\r\n'
+        "1763690000.123,181,sshd,4,10.0.0.1,22,10.0.0.2,6684,1201,220160\n"
+        "1763690000.123,8,java,6,::ffff:10.0.0.1,8080,::ffff:10.0.0.2,50000,0,1024\n"
+        '1763690000.123,181,"a,""b""",4,10.0.0.1,22,10.0.0.2,6684,0,0\n'
     )
     assert csv_lines([], NOW) == ""
 
@@ -147,11 +147,11 @@ PID     COMM         UNIT                     LADDR6                           R
 def test_units_in_tables_and_csv():
     assert "".join(line + "\n" for line in UNITS.table([SSH, QUIET, MAPPED])) == UNIT_TABLES
     assert csv_header(UNITS) == (
-        "TIME,PID,COMM,FAMILY,LADDR,LPORT,RADDR,RPORT,RX_BYTES,TX_BYTES,UNIT\r\n"
+        "TIME,PID,COMM,FAMILY,LADDR,LPORT,RADDR,RPORT,RX_BYTES,TX_BYTES,UNIT\n"
     )
     assert csv_lines([SSH, MAPPED], NOW, UNITS) == (
-        "1763690000.123,181,sshd,4,10.0.0.1,22,10.0.0.2,6684,1201,220160,ssh.service\r\n"
-        "1763690000.123,8,java,6,::ffff:10.0.0.1,8080,::ffff:10.0.0.2,50000,0,1024,-\r\n"
+        "1763690000.123,181,sshd,4,10.0.0.1,22,10.0.0.2,6684,1201,220160,ssh.service\n"
+        "1763690000.123,8,java,6,::ffff:10.0.0.1,8080,::ffff:10.0.0.2,50000,0,1024,-\n"
     )
     assert UNITS.cells(SSH) == (
         ["181", "sshd", "ssh.service", "10.0.0.1:22", "10.0.0.2:6684", "1", "215"]

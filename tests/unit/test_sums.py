@@ -98,10 +98,10 @@ def test_json():
 
 def test_csv():
     kind, rows = sums("comm,family", [SSH, BUSY, session(comm=b'a,"b"')])
-    assert csv_header(kind) == "TIME,COMM,FAMILY,SESSIONS,RX_BYTES,TX_BYTES\r\n"
+    assert csv_header(kind) == "TIME,COMM,FAMILY,SESSIONS,RX_BYTES,TX_BYTES\n"
     assert csv_lines(rows, NOW, kind) == (
-        "1763690000.123,sshd,4,2,5244081,3365888\r\n"
-        '1763690000.123,"a,""b""",4,1,0,0\r\n'
+        "1763690000.123,sshd,4,2,5244081,3365888\n"
+        '1763690000.123,"a,""b""",4,1,0,0\n'
     )  # fmt: skip
 
 
