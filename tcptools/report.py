@@ -247,7 +247,7 @@ def csv_header(rows: Rows = PLAIN) -> str:
 
 
 def csv_lines(shown: Iterable[Any], interval: Interval, rows: Rows = PLAIN) -> str:
-    """A CSV record for each row, quoted as RFC 4180 has it; lines end as other tools expect them."""
+    """A CSV record for each row, quoted as RFC 4180 has it; lines end in LF."""
     text = io.StringIO()
     write = csv.writer(text, lineterminator="\n").writerow
     for row in shown:
