@@ -30,6 +30,8 @@ from tcptools import command, report
 from tcptools.command import Command, Wake
 from tcptools.cumulative import Cumulative
 from tcptools.kernel import Scope
+from tcptools.keys import State
+from tcptools.live import Live
 from tcptools.options import Tcptop
 from tcptools.report import Rows, Sessions, no_unit
 from tcptools.screen import Screen, usable
@@ -53,10 +55,10 @@ def text_of(options: Tcptop, kind: Rows, rows: list[Any], now: report.Interval) 
     return "\n" + report.summary(now) + "\n".join([*kind.table(shown), ""])
 
 
-def wanted_rows(options: Tcptop) -> tuple[Rows, Optional[Units]]:
+def wanted_rows(options: Tcptop, live: bool) -> tuple[Rows, Optional[Units]]:
     """What the rows of an output are, and what their units come from if they have any."""
-    named = options.units or options.form == "json"
-    units = Units() if ("unit" in options.by if options.by else named) else None
+    named = options.units or options.form == "json" or live
+    units = Units() if named or "unit" in options.by else None
     unit_of = units.of if units else no_unit
     return Sums(options.by, unit_of) if options.by else Sessions(unit_of, options.units), units
 
@@ -69,6 +71,17 @@ def alarm(options: Tcptop, kind: Rows, rows: list[Any], seconds: float) -> str:
         return ""
     row = json.dumps(kind.members(largest), separators=(",", ":"))
     return f"more than {options.exit_over} bytes a second: {row}"
+
+
+def first_view(options: Tcptop, units: Optional[Units]) -> Live:
+    """The live view as it begins."""
+    state = State(
+        order=options.sort,
+        rows=options.rows,
+        interval=float(options.interval),
+        measure="total" if options.cumulative else "rate",
+    )
+    return Live(state, units.of if units else no_unit, options.by, options.units)
 
 
 def missed_note(missed: int) -> str:
@@ -96,8 +109,9 @@ def run(options: Tcptop, scope: Scope) -> int:
 
     The exit status, OVER if a row was over the limit.
     """
-    kind, units = wanted_rows(options)
-    since = Cumulative(kind, options.max_sessions) if options.cumulative else None
+    live = options.form == "text" and not options.noclear and usable(1)
+    kind, units = wanted_rows(options, live)
+    since = Cumulative(kind, options.max_sessions) if options.cumulative and not live else None
     traffic = Traffic(options, scope)
     this = Command("tcptop")
     command.report_notes(this, traffic.warnings, traffic.notes if options.verbose else [])
@@ -110,18 +124,22 @@ def run(options: Tcptop, scope: Scope) -> int:
         this.say(report.csv_header(kind))
     elif options.form == "text":
         this.say(f"Tracing... Output every {options.interval} secs. Hit Ctrl-C to end\n")
-        if not options.noclear and usable(1):
-            view = Screen(this, options.sort, options.rows, kind)
+        if live:
+            view = Screen(this, first_view(options, units))
     interval = float(options.interval)
-    began = previous = time.monotonic()
+    start = began = previous = time.monotonic()
     outputs, due, all_missed, over = 0, 0, 0, ""
     wait = view.wait if view else this.wait
     with view or nullcontext():
         while outputs < options.count and not over:
-            outputs += 1
             elapsed = time.monotonic() - began
             due = following(due, elapsed, interval)
             woken = wait(due * interval - elapsed)
+            if view and woken is Wake.CHANGED:
+                # The running one is to be so long, counted from its beginning.
+                interval, began, due = view.interval, previous, 0
+                continue
+            outputs += 1
             if view and woken is Wake.ENDED:
                 break  # the last whole interval stays to be seen
             sessions, missed = traffic.drain()
@@ -136,14 +154,14 @@ def run(options: Tcptop, scope: Scope) -> int:
                 rows = since.add(sessions, rows)
             ended = report.Interval(
                 time=time.time(),
-                length=now - (began if since else previous),
+                length=now - (start if since else previous),
                 clock=time.strftime("%H:%M:%S"),
                 loadavg="" if options.nosummary else load_average(),
                 missed=all_missed if since else missed,
             )
             previous = now
             if view:
-                view.show(report.summary(ended), rows, missed_note(all_missed))
+                view.show(ended, sessions, missed_note(all_missed))
                 continue
             this.say(text_of(options, kind, rows, ended))
             if missed and options.form != "json":

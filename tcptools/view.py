@@ -1,37 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The live view without its terminal: keys change a state, a state has a frame. Pure functions."""
+"""What a window shows of the live view: a state and the rows make a frame. Pure functions."""
 
 import enum
 import re
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-from tcptools.report import PLAIN, Rows
-from tcptools.session import SORT_ORDERS, ranked
-from tcptools.table import cut, lay_out, visible
+from tcptools.figures import amount, spark
+from tcptools.history import MINUTE, Picture
+from tcptools.keys import HELP, KEYS, State
+from tcptools.listing import Listed, texts
+from tcptools.table import Column, cut, lay_out, visible, width
 
 # A smaller window than a heading, three rows and the status line need does without the head.
 LEAST_LINES = 5
+# The columns that a sparkline takes at least, and at most.
+LEAST_SPARK, MOST_SPARK = 8, 30
+# What lies between the parts of a head line.
+GAP = "  "
 
-
-@dataclass(frozen=True)
-class State:
-    """What the user has chosen, and what the terminal can do.
-
-    rows: show no more than that; keyboard: whether keys are read at all; encoding: of
-    the terminal, "utf-8" or "ascii"; kind: what rows are.
-    """
-
-    order: str = "all"
-    rows: int = sys.maxsize
-    keyboard: bool = True
-    encoding: str = "utf-8"
-    kind: Rows = PLAIN
-    paused: bool = False
-    help: bool = False
-    quit: bool = False
+# What the last two columns are, by what numbers show.
+MOVED = {
+    measure: (
+        Column(headings[0], 6, right=True, last=5, essential=True),
+        Column(headings[1], 6, right=True, last=4, essential=True),
+    )
+    for measure, headings in {
+        "rate": ("RX/s", "TX/s"), "interval": ("RX_KB", "TX_KB"), "total": ("RX", "TX"),
+    }.items()
+}  # fmt: skip
+MEANINGS = {"rate": "", "interval": "KB of the interval", "total": "bytes since the start"}
+# The headings of sort orders that are no columns' names.
+SORTED = {"received": 0, "sent": 1}
 
 
 class Style(enum.Enum):
@@ -39,96 +40,21 @@ class Style(enum.Enum):
 
     PLAIN = enum.auto()
     HEADING = enum.auto()
+    SELECTED = enum.auto()
+    NEW = enum.auto()
+    QUIET = enum.auto()
 
 
 class Line(NamedTuple):
-    """A line of a frame, not wider than the window."""
+    """A line of a frame, not wider than the window; `mark` is a part that stands out from it."""
 
     text: str
     style: Style = Style.PLAIN
+    mark: tuple[int, int] = (0, 0)
 
 
-@dataclass(frozen=True)
-class Key:
-    """What a key does.
-
-    sent: what the terminal may send for it, as decode() has it; name and help: for the help;
-    hint: for the status line.
-    """
-
-    sent: tuple[str, ...]
-    name: str
-    help: str
-    hint: Callable[[State], str]
-    does: Callable[[State], State]
-
-
-def _next_order(state: State) -> State:
-    orders = list(SORT_ORDERS)
-    return replace(state, order=orders[(orders.index(state.order) + 1) % len(orders)])
-
-
-KEYS = (
-    Key(("h", "?"), "h, ?", "this help", lambda _: "h help", lambda s: replace(s, help=True)),
-    Key(("q",), "q", "quit", lambda _: "q quit", lambda s: replace(s, quit=True)),
-    Key(
-        ("s",), "s", "sort by the next of: " + ", ".join(SORT_ORDERS),
-        lambda _: "s sort", _next_order,
-    ),
-    Key(
-        (" ",), "space", "hold the picture still, and go on; counting does not stop",
-        # How to go on has its place at the beginning of the line.
-        lambda state: "" if state.paused else "space pause",
-        lambda state: replace(state, paused=not state.paused),
-    ),
-)  # fmt: skip
-
-HELP = [
-    "Keys:",
-    "",
-    *(f"  {key.name:<{max(len(key.name) for key in KEYS)}}  {key.help}" for key in KEYS),
-    "",
-    "Any key returns.",
-]
-
-# What is one key: a function key of Linux' console, a sequence of ECMA-48 (CSI), of a keypad
-# (SS3), Alt and a character, each with one more escape for Alt in some terminals; a character.
-# What is interrupted ends there.
-_CHARACTER = rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}"
-_KEY = re.compile(
-    rb"\033+\[\[[^\033]|\033+\[[0-?]*[ -/]*[@-~]?|\033+O[0-9;]*[@-~]?|\033*(?:%s)|\033+[^\033]?|."
-    % _CHARACTER,
-    re.DOTALL,
-)
-_BEGINNING = re.compile(
-    rb"\033+(?:\[\[?|\[[0-?]*[ -/]*|O[0-9;]*)?"
-    rb"|\033*(?:[\xc2-\xf4]|[\xe0-\xf4][\x80-\xbf]|[\xf0-\xf4][\x80-\xbf]{2})"
-)
-
-
-def decode(typed: bytes, complete: bool = False) -> tuple[list[str], bytes]:
-    """The keys in what was typed, and the bytes at its end that are the beginning of one.
-
-    If it is `complete`, because no more came for a while, such a beginning is a key, too. A
-    character is its own key; whatever else one key sends is one, so that no letter in it is.
-    """
-    keys = []
-    while typed and (complete or not _BEGINNING.fullmatch(typed)):
-        found = _KEY.match(typed)
-        assert found, "any byte is a key"
-        keys.append(found[0].decode("utf-8", "replace"))
-        typed = typed[found.end() :]
-    return keys, typed
-
-
-def handle(state: State, key: str) -> State:
-    """The state after a key."""
-    if state.help:
-        return replace(state, help=False)
-    for one in KEYS:
-        if key in one.sent:
-            return one.does(state)
-    return state
+# A name, and what is known under it: what the details of a row are made of.
+Fact = tuple[str, str]
 
 
 def one_line(notices: Sequence[Sequence[str]], hints: Sequence[str], columns: int) -> str:
@@ -152,73 +78,250 @@ def one_line(notices: Sequence[Sequence[str]], hints: Sequence[str], columns: in
     return line
 
 
-def _picture(
-    state: State, head: str, sessions: Sequence[Any], note: str, columns: int, lines: int
-) -> tuple[list[Line], str]:
-    """The lines from the top of a window, and the status line, "" if there is nothing to say."""
-    top = head.splitlines()
+def head(state: State, picture: Picture, listed: Listed, columns: int) -> list[str]:
+    """The lines above the table: the load average, if wanted; and what there is in sum."""
+    lines = [visible(line, state.encoding) for line in picture.head.splitlines()]
+    return [cut(line, columns) for line in [*lines, _summary(state, picture, listed, columns)]]
+
+
+def _summary(state: State, picture: Picture, listed: Listed, columns: int) -> str:
+    """One line, in which the more important parts have a place first."""
+    count = len(picture.sessions)
+    order = f"sorted by {state.order}{' reversed' * state.reverse}"
+    parts = {"order": order, "every": f"every {state.interval:g} s"}
+    if picture.began:
+        last = picture.minute[-1]
+        parts = {
+            "count": f"{count} session{'s' * (count != 1)}",
+            "in": f"in {amount(last.received)}/s",
+            "out": f"out {amount(last.sent)}/s",
+            **parts,
+            "meaning": MEANINGS[state.measure],
+        }
+    if state.filter and not listed.error:
+        text = visible(state.filter, state.encoding)
+        parts["filter"] = f"filter {cut(text, 20)}{'..' * (width(text) > 20)}"
+        if not listed.working:
+            parts["filter"] += f": {listed.found} of {listed.everything}"
+    left, kept = columns, set()
+    for name in ("in", "out", "filter", "count", "meaning", "order", "every"):
+        if parts.get(name) and width(parts[name]) <= left:
+            kept.add(name)
+            left -= width(parts[name]) + len(GAP)
+    size = min(MOST_SPARK, (left + len(GAP)) // 2 - 1)
+    if picture.began and state.blocks and state.encoding != "ascii" and size >= LEAST_SPARK:
+        for name, place in (("in", 1), ("out", 2)):
+            values = [(moment[0], moment[place]) for moment in picture.minute]
+            parts[name] += f" {spark(values, MINUTE, size)}"
+    return GAP.join(parts[name] for name in parts if name in kept)
+
+
+def _status(
+    state: State, picture: Picture, listed: Listed, shown: tuple[int, int], columns: int
+) -> str:
+    """The last line, "" if there is nothing to say; `shown` are the first row and how many."""
+    if state.typing:
+        return _prompt(state, listed, columns)
+    noun = state.of.noun
+    hidden = listed.found - max(0, min(sum(shown), listed.live) - shown[0])
+    notices: list[tuple[str, ...]] = []
+    if state.paused:
+        notices.append(("PAUSED, space goes on", "PAUSED"))
+    if picture.note:
+        # What was not counted is reported before what has no room.
+        text = visible(picture.note, "ascii")
+        notices.append((text, text.partition(",")[0]))
+    if listed.error:
+        notices.append((f"the filter {visible(listed.error, 'ascii')}", "no filter"))
+    if listed.working:
+        notices.append(("filtering..",))
+    if hidden:
+        count = f"{hidden} {noun}{'s' * (hidden != 1)} not shown"
+        notices.append((count, f"{hidden} not shown", f"+{hidden}"))
+    if state.measure == "total" and picture.forgotten[2]:
+        received, sent, number = picture.forgotten
+        moved = amount(received + sent)
+        notices.append((f"{moved} of {number} sessions that are gone not shown", f"+{moved}"))
+    hints = [f"from {shown[0] + 1} on"] if shown[0] else []
+    hints += [key.hint(state) for key in KEYS]
+    return one_line(notices, hints if state.keyboard else [], columns)
+
+
+def _prompt(state: State, listed: Listed, columns: int) -> str:
+    """The line in which a filter is typed, of which the end is always seen."""
+    text = f"/{visible(state.filter, state.encoding)}_"
+    error = f"  {visible(listed.error, 'ascii')}" if listed.error else ""
+    for rest in (error or f"{GAP}Enter keeps it, Esc ends it, ! in front negates", error, ""):
+        if width(text) + len(rest) <= columns:
+            return text + rest
+    while width(text) > columns:
+        text = text[1:]
+    return text
+
+
+class Layout(NamedTuple):
+    """What has room in a window: lines above the table, rows, whether a heading; the last line."""
+
+    head: list[str]
+    rows: int
+    heading: bool
+    status: str
+
+
+def layout(state: State, picture: Picture, listed: Listed, columns: int, lines: int) -> Layout:
+    """What has room in a window."""
+    top = head(state, picture, listed, columns)
     if lines < len(top) + LEAST_LINES:
         top = []
-    limit = min(state.rows, len(sessions))
-
-    def status(shown: int) -> str:
-        hidden = len(sessions) - shown
-        notices: list[tuple[str, ...]] = []
-        if state.paused:
-            notices.append(("PAUSED, space goes on", "PAUSED"))
-        if hidden:
-            count = f"{hidden} {state.kind.noun}{'s' * (hidden != 1)} not shown"
-            notices.append((count, f"{hidden} not shown", f"+{hidden}"))
-        if note:
-            text = visible(note, "ascii")
-            # What was not counted is reported before what has no room.
-            notices.insert(int(state.paused), (text, text.partition(",")[0]))
-        hints = [f"sorted by {state.order}", *(key.hint(state) for key in KEYS)]
-        return one_line(notices, hints if state.keyboard else [], columns)
+    room = lines - len(top)
 
     def fitting(room: int) -> int:
         """How many rows fit: below a heading, unless there is but one line."""
-        return min(limit, room - 1 if room > 1 else room)
+        return room - 1 if room > 1 else room
 
-    room = lines - len(top)
-    text = status(fitting(room))
-    if text and (room > 1 or not sessions):
-        text = status(fitting(room - 1))
-        room -= bool(text)
+    text = _status(state, picture, listed, (state.top, fitting(room)), columns)
+    if text and (room > 1 or not len(listed) or state.typing):
+        room -= 1
+        text = _status(state, picture, listed, (state.top, fitting(room)), columns)
     else:
         text = ""
-    shown = ranked(list(sessions), state.order, fitting(room))
-    cells = [[visible(cell, state.encoding) for cell in state.kind.cells(row)] for row in shown]
-    table = lay_out(state.kind.columns, cells, columns)
-    body = [Line(cut(visible(line, state.encoding), columns)) for line in top]
-    if shown and room > 1:
-        body.append(Line(table[0], Style.HEADING))
-    return body + [Line(row) for row in table[1:]], text
+    return Layout(top, fitting(room), room > 1, text)
+
+
+def settle(state: State, picture: Picture, listed: Listed, columns: int, lines: int) -> State:
+    """The state with its selection and window moved as keys have said, and as rows have moved."""
+    rows, windows = state.by_rows, state.by_windows
+    moves = bool(rows or windows)
+    state = replace(state, by_rows=0, by_windows=0)
+    if state.help:
+        last = max(0, len(HELP) - max(1, lines - 1))
+        top = state.help_top + rows + windows * max(1, lines - 1)
+        return replace(state, help_top=max(0, min(top, last)))
+    if state.selected is None and not moves and not state.details:
+        return replace(state, top=0)
+    if not len(listed):
+        return replace(state, top=0, details=False)
+    room = max(1, layout(state, picture, listed, columns, lines).rows)
+    place = state.place
+    if state.selected is None:
+        # The first step down is to the first row.
+        place = state.top - (rows > 0)
+    else:
+        found = listed.find(state.selected)
+        if found is None and not moves:
+            # Where it was, something else is.
+            top = max(0, min(state.top, len(listed) - room))
+            return replace(state, top=top, details=False)
+        place = place if found is None else found
+    place = max(0, min(place + rows + windows * room, len(listed) - 1))
+    top = max(place - room + 1, min(state.top, place))
+    top = max(0, min(top, len(listed) - room))
+    [row] = listed.part(place, 1)
+    return replace(state, selected=row[2], place=place, top=top)
+
+
+def _numbers(state: State, picture: Picture, row: Any) -> list[str]:
+    if state.measure == "interval":
+        return [str(row[0] >> 10), str(row[1] >> 10)]
+    seconds = picture.length if state.measure == "rate" else 1
+    return [amount(row[0] / seconds), amount(row[1] / seconds)]
+
+
+def _style(state: State, picture: Picture, row: Any, quiet: bool) -> Style:
+    if state.selected is not None and row[2] == state.selected:
+        return Style.SELECTED
+    if quiet:
+        return Style.QUIET
+    total = picture.totals.get(row[2]) if state.of.type == "session" else None
+    new = total and total.first == picture.number > 1
+    return Style.NEW if new else Style.PLAIN
+
+
+def table(state: State, picture: Picture, listed: Listed, room: int, columns: int) -> list[Line]:
+    """The heading, and as many rows as there is room for; no lines without rows."""
+    rows = listed.part(state.top, room)
+    if not rows:
+        return []
+    heads = (*state.of.columns[:-2], *MOVED[state.measure])
+    cells = [texts(state.of, row, state.encoding) + _numbers(state, picture, row) for row in rows]
+    lines = lay_out(heads, cells, columns)
+    place = SORTED.get(state.order)
+    sorted_by = state.order if place is None else MOVED[state.measure][place].heading
+    found = re.search(rf"(?<!\S){re.escape(sorted_by)}(?!\S)", lines[0])
+    made = [Line(lines[0], Style.HEADING, found.span() if found else (0, 0))]
+    for place, (row, line) in enumerate(zip(rows, lines[1:]), state.top):
+        made.append(Line(line, _style(state, picture, row, place >= listed.live)))
+    return made
+
+
+def _help(state: State, columns: int, lines: int) -> list[Line]:
+    if len(HELP) <= lines:
+        return [Line(cut(line, columns)) for line in HELP]
+    part = HELP[state.help_top : state.help_top + max(1, lines - 1)]
+    more = "arrows: more; any other key returns"
+    return [Line(cut(line, columns)) for line in [*part, more][:lines]]
+
+
+def _wrapped(text: str, columns: int) -> list[str]:
+    """A visible() text in lines that are not wider than so many columns, cut between words."""
+    lines = []
+    while text:
+        part = cut(text, columns) or text[0]
+        if len(part) < len(text) and " " in part[1:] and text[len(part)] != " ":
+            part = part[: part.rindex(" ")]
+        lines.append(part)
+        text = text[len(part) :].lstrip(" ")
+    return lines
+
+
+def _details(facts: Sequence[Fact], state: State, columns: int, lines: int) -> list[Line]:
+    """What is known of a row, as much as there is room for."""
+    names = max((len(name) for name, value in facts if value), default=0) + len(GAP)
+    body: list[Line] = []
+    for name, value in facts:
+        if not value:
+            body.append(Line(cut(visible(name, state.encoding), columns), Style.HEADING))
+        parts = _wrapped(visible(value, state.encoding), max(1, columns - names))
+        for label, part in zip([name, *[""] * len(parts)], parts):
+            body.append(Line(cut(f"{label:{names}}{part}", columns)))
+    hidden = len(body) - max(1, lines - 1)
+    notices = [(f"{hidden} lines not shown", f"+{hidden}")] if hidden > 0 else []
+    text = one_line(notices, ["Enter returns", "arrows: other rows"], columns)
+    body = body[: max(1, lines - 1)]
+    return body + [Line("")] * (lines - 1 - len(body)) + [Line(text)] * (lines > 1)
 
 
 def frame(
-    state: State, head: str, sessions: Sequence[Any], note: str, columns: int, lines: int
+    state: State,
+    picture: Picture,
+    listed: Listed,
+    columns: int,
+    lines: int,
+    facts: Sequence[Fact] = (),
 ) -> list[Line]:
     """What a window shows: all of its lines, none wider than `columns`.
 
-    `head` are lines to stand above the table, `sessions` all rows there are, in any order, `note`
-    is for the last line, which also reports how many are not shown.
+    `facts` are those of the selected row, if its details are to be shown.
     """
     if state.help:
-        body, status = [Line(cut(line, columns)) for line in HELP[:lines]], ""
+        body = _help(state, columns, lines)
+    elif state.details and facts:
+        body = _details(facts, state, columns, lines)
     else:
-        body, status = _picture(state, head, sessions, note, columns, lines)
-    body += [Line("")] * (lines - len(body))
-    return body[:-1] + [Line(status)] if status else body
+        plan = layout(state, picture, listed, columns, lines)
+        body = [Line(line) for line in plan.head]
+        body += table(state, picture, listed, plan.rows, columns)[not plan.heading :]
+        if plan.status:
+            body += [Line("")] * (lines - 1 - len(body)) + [Line(plan.status)]
+    return body + [Line("")] * (lines - len(body))
 
 
-def remains(
-    state: State, head: str, sessions: Sequence[Any], note: str, columns: int, lines: int
-) -> list[str]:
+def remains(state: State, picture: Picture, listed: Listed, columns: int, lines: int) -> list[str]:
     """What is left of a frame at the end: what it showed, and no more lines than that takes.
 
-    One line of the window is left for the prompt.
+    One line of the window is left for the prompt. `listed` has no row that is quiet.
     """
-    still = replace(state, keyboard=False, paused=False, help=False)
-    body, status = _picture(still, head, sessions, note, columns, max(1, lines - 1))
-    return [line.text for line in body] + [status] * bool(status)
+    still = replace(state, keyboard=False, paused=False, typing=False, selected=None)
+    plan = layout(still, picture, listed, columns, max(1, lines - 1))
+    body = table(still, picture, listed, plan.rows, columns)[not plan.heading :]
+    return [*plan.head, *(line.text for line in body)] + [plan.status] * bool(plan.status)

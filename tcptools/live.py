@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The live view without its terminal: intervals and keys go in, frames come out."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from tcptools.details import of_session, of_sum
+from tcptools.history import History, Picture
+from tcptools.keys import State, handle
+from tcptools.listing import Listing
+from tcptools.report import Interval, Rows, Sessions, UnitOf, no_unit
+from tcptools.session import Session
+from tcptools.sums import Sums
+from tcptools.view import Fact, Line, frame, remains, settle
+
+START = State()
+# What rows may be besides sessions.
+SUMS = (("process",), ("unit",), ("remote",), ("lport",))
+
+
+class Live:
+    """What is to be seen, and what has come in since."""
+
+    def __init__(
+        self,
+        state: State = START,
+        unit_of: UnitOf = no_unit,
+        by: Sequence[str] = (),
+        units: bool = False,
+    ) -> None:
+        """Begin with a state, but for its kinds of rows: these begin with sums `by` some fields.
+
+        `unit_of` knows the units of the sessions of the latest interval; `units`: whether
+        sessions show theirs.
+        """
+        self._history = History(unit_of)
+        known = self._history.unit_of
+        sums = [one for one in SUMS if one != tuple(by)]
+        kinds: list[Rows] = [Sessions(known, units), *(Sums(one, known) for one in sums)]
+        if by:
+            kinds.insert(0, Sums(by, known))
+        self.state = replace(state, kinds=tuple(kinds))
+        self._listing = Listing(self._history.unit_of)
+        self._shown = self._latest = Picture()
+        # The rows of a picture's interval, and those since the start, by their keys.
+        self._moved: tuple[Any, list[dict[Any, Any]]] = (None, [])
+
+    def add(self, interval: Interval, sessions: Sequence[Session], note: str = "") -> None:
+        """Take an interval's sessions, of which none is kept back by anything."""
+        self._latest = self._history.add(interval, sessions, note)
+        self._turn()
+
+    def type(self, keys: Sequence[str]) -> None:
+        """Act on keys, but for what only a window can tell."""
+        for key in keys:
+            self.state = handle(self.state, key)
+            if self.state.quit:
+                return
+        self._turn()
+
+    def _turn(self) -> None:
+        if not self.state.paused:
+            self._shown = self._latest
+
+    @property
+    def working(self) -> bool:
+        """Whether there is more to be seen than the last frame had."""
+        return self._listing.working
+
+    def work(self) -> None:
+        """Find more of that."""
+        self._listing.rows(self._shown, self.state)
+
+    def frame(self, columns: int, lines: int) -> list[Line]:
+        """What a window shows."""
+        picture, listed = self._shown, self._listing.rows(self._shown, self.state)
+        while self.state.details and self.working:  # or the row that they are of is not found
+            listed = self._listing.rows(picture, self.state)
+        self.state = settle(self.state, picture, listed, columns, lines)
+        facts = self._facts(picture) if self.state.details and not self.state.help else ()
+        return frame(self.state, picture, listed, columns, lines, facts)
+
+    def _facts(self, picture: Picture) -> Sequence[Fact]:
+        """Those of the selected row."""
+        kind, key = self.state.of, self.state.selected
+        if self._moved[0] != (picture.number, kind):
+            totals = [(total[0], total[1], one) for one, total in picture.totals.items()]
+            both = (picture.sessions, totals)
+            sums = [{row[2]: row for row in kind.of(sessions)} for sessions in both]
+            self._moved = ((picture.number, kind), sums)
+        nothing = kind.made(key, 0, 0, 0)
+        row, total = (sums.get(key, nothing) for sums in self._moved[1])
+        if kind.type == "session":
+            return of_session(picture, row, self._history.unit_of)
+        return of_sum(kind, picture, row, total)
+
+    def remains(self, columns: int, lines: int) -> list[str]:
+        """What is left of the last frame; nothing if there was no interval."""
+        if not self._shown.number:
+            return []
+        still = replace(self.state, selected=None)
+        while self.working:
+            self.work()
+        listed = self._listing.rows(self._shown, still)
+        listed.quiet = ()
+        return remains(still, self._shown, listed, columns, lines)
