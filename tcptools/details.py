@@ -3,6 +3,7 @@
 
 from typing import Any
 
+from tcptools import diagnosis
 from tcptools.figures import amount, exact
 from tcptools.history import Picture
 from tcptools.listing import texts
@@ -64,4 +65,4 @@ def of_session(picture: Picture, row: Any, unit_of: UnitOf) -> list[Fact]:
     ]
     if total:
         facts.append(("first seen", f"at {total.since}"))
-    return facts
+    return facts + diagnosis.facts(diagnosis.diagnose(identity))

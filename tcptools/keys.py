@@ -198,7 +198,7 @@ HELP = [
     "",
     *(f"  {key.name:<{_NAMES}}  {key.help}" for key in KEYS),
     "",
-    "Any key returns.",
+    "Arrows move in this help, any other key returns.",
 ]
 
 # What is one key: a function key of Linux' console, a sequence of ECMA-48 (CSI), of a keypad

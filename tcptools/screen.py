@@ -89,7 +89,7 @@ def painted(lines: Sequence[Line], columns: int, colors: bool) -> str:
             line += " " * left
             left = 0
         # A line of full width leaves the cursor on its last column, not behind it.
-        drawn.append(f"{paint}{line}{NORMAL if paint else ''}{ERASE_TO_END if left else ''}")
+        drawn.append(f"{paint}{line}{NORMAL if paint else ''}{ERASE_TO_END if left > 0 else ''}")
     return NORMAL + BEGIN + "\r\n".join(drawn) + END
 
 

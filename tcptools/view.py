@@ -258,7 +258,7 @@ def _help(state: State, columns: int, lines: int) -> list[Line]:
     if len(HELP) <= lines:
         return [Line(cut(line, columns)) for line in HELP]
     part = HELP[state.help_top : state.help_top + max(1, lines - 1)]
-    more = "arrows: more; any other key returns"
+    more = "arrows: more; other keys return"
     return [Line(cut(line, columns)) for line in [*part, more][:lines]]
 
 
