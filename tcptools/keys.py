@@ -50,10 +50,10 @@ class State:
     top: int = 0
     by_rows: int = 0
     by_windows: int = 0
-    # What is to be seen instead of the rows.
+    # What is to be seen instead of the rows, and the first line of that in the window.
     details: bool = False
     help: bool = False
-    help_top: int = 0
+    text_top: int = 0
     paused: bool = False
     quit: bool = False
 
@@ -144,18 +144,18 @@ MOVES = (
 
 KEYS = (
     Key(
-        ("h", "?"), "h, ?", "this help", lambda s: replace(s, help=True, help_top=0),
+        ("h", "?"), "h, ?", "this help", lambda s: replace(s, help=True, text_top=0),
         lambda _: "h help",
     ),
     Key(("q",), "q", "quit", lambda s: replace(s, quit=True), lambda _: "q quit"),
     *MOVES,
     Key(
         ("\r", "\n", "\033OM"), "Enter", "all that is known of the selected row, and back",
-        lambda s: replace(s, details=not s.details), lambda _: "Enter details",
+        lambda s: replace(s, details=not s.details, text_top=0), lambda _: "Enter details",
     ),
     Key(
         ("/",), "/", "show only rows that match a regular expression; ! in front: that do not",
-        lambda s: replace(s, typing=True, details=False), lambda _: "/ filter",
+        lambda s: replace(s, typing=True, details=False), lambda s: "Esc ends the filter" if s.filter else "/ filter",
     ),
     Key(
         ("b",), "b", "sum up: by session, process, unit, remote host, local port", _next_kind,

@@ -12,7 +12,7 @@ from tcptools.listing import Listing
 from tcptools.report import Interval, Rows, Sessions, UnitOf, no_unit
 from tcptools.session import Session
 from tcptools.sums import Sums
-from tcptools.view import Fact, Line, frame, remains, settle
+from tcptools.view import Fact, Line, details, frame, help_text, remains, scroll, settle
 
 START = State()
 # What rows may be besides sessions.
@@ -74,12 +74,20 @@ class Live:
 
     def frame(self, columns: int, lines: int) -> list[Line]:
         """What a window shows."""
-        picture, listed = self._shown, self._listing.rows(self._shown, self.state)
-        while self.state.details and self.working:  # or the row that they are of is not found
-            listed = self._listing.rows(picture, self.state)
-        self.state = settle(self.state, picture, listed, columns, lines)
-        facts = self._facts(picture) if self.state.details and not self.state.help else ()
-        return frame(self.state, picture, listed, columns, lines, facts)
+        picture = self._shown
+        listed = self._listing.rows(picture, self.state)
+        text: Sequence[Line] = ()
+        if self.state.help:
+            text = help_text(columns)
+        else:
+            while self.state.details and self.working:  # or the row that they are of is not found
+                listed = self._listing.rows(picture, self.state)
+            self.state = settle(self.state, picture, listed, columns, lines)
+            if self.state.details:
+                text = details(self.state, self._facts(picture), columns)
+        if text:
+            self.state = scroll(self.state, len(text), lines)
+        return frame(self.state, picture, listed, columns, lines, text)
 
     def _facts(self, picture: Picture) -> Sequence[Fact]:
         """Those of the selected row."""

@@ -142,7 +142,7 @@ def _status(
         received, sent, number = picture.forgotten
         moved = amount(received + sent)
         notices.append((f"{moved} of {number} sessions that are gone not shown", f"+{moved}"))
-    hints = [f"from {shown[0] + 1} on"] if shown[0] else []
+    hints = [f"from row {shown[0] + 1} on"] if shown[0] else []
     hints += [key.hint(state) for key in KEYS]
     return one_line(notices, hints if state.keyboard else [], columns)
 
@@ -190,13 +190,10 @@ def layout(state: State, picture: Picture, listed: Listed, columns: int, lines: 
 
 def settle(state: State, picture: Picture, listed: Listed, columns: int, lines: int) -> State:
     """The state with its selection and window moved as keys have said, and as rows have moved."""
-    rows, windows = state.by_rows, state.by_windows
+    # A window full of details is none of rows; see scroll().
+    rows, windows = state.by_rows, state.by_windows * (not state.details)
     moves = bool(rows or windows)
-    state = replace(state, by_rows=0, by_windows=0)
-    if state.help:
-        last = max(0, len(HELP) - max(1, lines - 1))
-        top = state.help_top + rows + windows * max(1, lines - 1)
-        return replace(state, help_top=max(0, min(top, last)))
+    state = replace(state, by_rows=0, by_windows=state.by_windows - windows)
     if state.selected is None and not moves and not state.details:
         return replace(state, top=0)
     if not len(listed):
@@ -218,6 +215,13 @@ def settle(state: State, picture: Picture, listed: Listed, columns: int, lines: 
     top = max(0, min(top, len(listed) - room))
     [row] = listed.part(place, 1)
     return replace(state, selected=row[2], place=place, top=top)
+
+
+def scroll(state: State, length: int, lines: int) -> State:
+    """The state with a text of so many lines moved as keys have said."""
+    last = length - max(1, lines - 1) if length > lines or not state.help else 0
+    top = state.text_top + state.by_rows + state.by_windows * max(1, lines - 1)
+    return replace(state, text_top=max(0, min(top, last)), by_rows=0, by_windows=0)
 
 
 def _numbers(state: State, picture: Picture, row: Any) -> list[str]:
@@ -254,14 +258,6 @@ def table(state: State, picture: Picture, listed: Listed, room: int, columns: in
     return made
 
 
-def _help(state: State, columns: int, lines: int) -> list[Line]:
-    if len(HELP) <= lines:
-        return [Line(cut(line, columns)) for line in HELP]
-    part = HELP[state.help_top : state.help_top + max(1, lines - 1)]
-    more = "arrows: more; other keys return"
-    return [Line(cut(line, columns)) for line in [*part, more][:lines]]
-
-
 def _wrapped(text: str, columns: int) -> list[str]:
     """A visible() text in lines that are not wider than so many columns, cut between words."""
     lines = []
@@ -274,8 +270,13 @@ def _wrapped(text: str, columns: int) -> list[str]:
     return lines
 
 
-def _details(facts: Sequence[Fact], state: State, columns: int, lines: int) -> list[Line]:
-    """What is known of a row, as much as there is room for."""
+def help_text(columns: int) -> list[Line]:
+    """The help, as many lines as that takes."""
+    return [Line(cut(line, columns)) for line in HELP]
+
+
+def details(state: State, facts: Sequence[Fact], columns: int) -> list[Line]:
+    """What is known of a row, as many lines as that takes. A fact of no value is a heading."""
     names = max((len(name) for name, value in facts if value), default=0) + len(GAP)
     body: list[Line] = []
     for name, value in facts:
@@ -284,11 +285,21 @@ def _details(facts: Sequence[Fact], state: State, columns: int, lines: int) -> l
         parts = _wrapped(visible(value, state.encoding), max(1, columns - names))
         for label, part in zip([name, *[""] * len(parts)], parts):
             body.append(Line(cut(f"{label:{names}}{part}", columns)))
-    hidden = len(body) - max(1, lines - 1)
+    return body
+
+
+def _scrolled(text: Sequence[Line], state: State, columns: int, lines: int) -> list[Line]:
+    """The part of a text that the window shows; the last line says how to go on."""
+    if state.help and len(text) <= lines:
+        return list(text)
+    room = max(1, lines - 1)
+    hidden = len(text) - room
     notices = [(f"{hidden} lines not shown", f"+{hidden}")] if hidden > 0 else []
-    text = one_line(notices, ["Enter returns", "arrows: other rows"], columns)
-    body = body[: max(1, lines - 1)]
-    return body + [Line("")] * (lines - 1 - len(body)) + [Line(text)] * (lines > 1)
+    more = "PgDn more" if hidden > 0 else ""
+    hints = ["arrows move", "other keys return"] if state.help else ["Enter returns", more]
+    status = one_line(notices, [*hints, "" if state.help else "arrows other rows"], columns)
+    body = list(text[state.text_top : state.text_top + room])
+    return body + [Line("")] * (room - len(body)) + [Line(status)] * (lines > 1)
 
 
 def frame(
@@ -297,16 +308,14 @@ def frame(
     listed: Listed,
     columns: int,
     lines: int,
-    facts: Sequence[Fact] = (),
+    text: Sequence[Line] = (),
 ) -> list[Line]:
     """What a window shows: all of its lines, none wider than `columns`.
 
-    `facts` are those of the selected row, if its details are to be shown.
+    `text` is what it shows instead of rows, if anything: help_text() or details().
     """
-    if state.help:
-        body = _help(state, columns, lines)
-    elif state.details and facts:
-        body = _details(facts, state, columns, lines)
+    if text:
+        body = _scrolled(text, state, columns, lines)
     else:
         plan = layout(state, picture, listed, columns, lines)
         body = [Line(line) for line in plan.head]

@@ -30,9 +30,9 @@ from wcwidth import wcswidth
 
 from tcptools import Failure, screen
 from tcptools.command import Wake
-from tcptools.screen import usable
 from tcptools.keys import HELP
 from tcptools.live import Live
+from tcptools.screen import usable
 from tcptools.view import Line
 
 # Drawing
