@@ -211,7 +211,7 @@ def settle(state: State, picture: Picture, listed: Listed, columns: int, lines: 
             return replace(state, top=top, details=False)
         place = place if found is None else found
     place = max(0, min(place + rows + windows * room, len(listed) - 1))
-    top = max(place - room + 1, min(state.top, place))
+    top = max(place - room + 1, min(state.top + windows * room, place))
     top = max(0, min(top, len(listed) - room))
     [row] = listed.part(place, 1)
     return replace(state, selected=row[2], place=place, top=top)
