@@ -50,7 +50,7 @@ def of_sum(kind: Rows, picture: Picture, row: Any, total: Any) -> list[Fact]:
 def of_session(picture: Picture, row: Any, unit_of: UnitOf) -> list[Fact]:
     """What is known of a session."""
     identity = row[2]
-    who, total = identify(identity), picture.totals.get(identity)
+    who, total = identify(identity), picture.total(identity)
     local, remote = texts(PLAIN, row)[2:]
     uid = int.from_bytes(identity[UID], "big")
     name = user(identity[UID])

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple, Optional
 
-# Seconds after which one row is too much for an expression: some take longer than there is time.
-TOO_LONG = 0.2
+# Seconds of processor time that an expression may take for some rows, and for all: some take
+# longer than there is time.
+TOO_LONG, ALL_TOO_LONG = 0.03, 2.0
 SLOW = "takes too long"
 # Rows between two looks at the clock.
 STRIDE = 64
@@ -46,20 +47,20 @@ class _Expired(Exception):
 
 @contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """Raise _Expired within what takes longer; the module re asks for signals now and then."""
+    """Raise _Expired in what takes more processor time; the module re asks for signals."""
 
     def expire(*_: Any) -> None:
         raise _Expired
 
-    before = signal.signal(signal.SIGALRM, expire)
+    before = signal.signal(signal.SIGVTALRM, expire)
     try:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
         try:
             yield
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
     finally:
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 class Filtering:
@@ -74,22 +75,24 @@ class Filtering:
         self._rows, self._shown, self._next = rows, shown, 0
         self._filter = compiled(text)
         self.error = self._filter.error
+        self._left = ALL_TOO_LONG
         self.working = self._filter.search is not None
-        self.found = [] if self.working else list(rows)
+        self.found: list[Any] = [] if self.working else list(rows)
 
-    def work(self, seconds: float) -> None:
-        """Look at more rows, for so many seconds and a little."""
+    def work(self, end: float) -> None:
+        """Look at more rows until a time of the monotonic clock, and a little longer."""
         search, negated = self._filter.search, self._filter.negated
-        end = time.monotonic() + seconds
         while self.working and search:
             rows = self._rows[self._next : self._next + STRIDE]
             texts = [self._shown(row) for row in rows]
+            began = time.process_time()
             try:
-                with limited(TOO_LONG):
+                with limited(min(TOO_LONG, self._left)):
                     passed = [bool(search(text)) is not negated for text in texts]
             except _Expired:
                 self.error, self.working, self.found = SLOW, False, list(self._rows)
                 return
+            self._left = max(1e-6, self._left - (time.process_time() - began))
             self.found += [row for row, passes in zip(rows, passed) if passes]
             self._next += STRIDE
             self.working = self._next < len(self._rows)

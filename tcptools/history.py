@@ -2,8 +2,7 @@
 """What the live view knows of the past: pictures, each an interval and what came before it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from operator import itemgetter
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 from tcptools.report import Interval, no_unit, summary
 from tcptools.session import KEPT, Session
@@ -25,6 +24,10 @@ class Total(NamedTuple):
     unit: str
 
 
+# What becomes a Total; there are many, so they are plain tuples.
+AnyTotal = tuple[int, int, int, int, str, str]
+
+
 class Moment(NamedTuple):
     """An interval's length in seconds, and what was received and sent in a second of it."""
 
@@ -37,10 +40,10 @@ class Picture(NamedTuple):
     """What there is to be seen of an interval; nobody changes it.
 
     number: of the interval, from 1 up; head: the load-average line, if any; note: of what was
-    not counted, if anything; length: in seconds; sessions: all of the interval, in the order of
-    their identities; quiet: of those that moved something in the interval before and nothing in
-    this one, the identities; totals: of all sessions since the start, by identity; minute: the
-    last one, of which the latest moment is the last; forgotten: received, sent, and the number of
+    not counted, if anything; length: in seconds; sessions: all of the interval, in no order;
+    quiet: of those that moved something in the interval before and nothing in this one, the
+    identities; totals: of all sessions since the start, by identity; minute: the last one, of
+    which the latest moment is the last; forgotten: bytes received and sent, and the number, of
     sessions that are in no total any more.
     """
 
@@ -50,14 +53,20 @@ class Picture(NamedTuple):
     length: float = 1.0
     sessions: Sequence[Session] = ()
     quiet: Sequence[bytes] = ()
-    totals: Mapping[bytes, Total] = {}
+    totals: Mapping[bytes, AnyTotal] = {}
     minute: Sequence[Moment] = ()
     forgotten: tuple[int, int, int] = (0, 0, 0)
 
-    @property
-    def began(self) -> bool:
-        """Whether there has been an interval."""
-        return self.number > 0
+    def total(self, identity: bytes) -> Optional[Total]:
+        """A session since the start."""
+        found = self.totals.get(identity)
+        return Total(*found) if found else None
+
+    def moved(self, total: bool) -> Sequence[Session]:
+        """The sessions of the interval, or all of them with what they moved since the start."""
+        if not total:
+            return self.sessions
+        return [(each[0], each[1], identity) for identity, each in self.totals.items()]
 
 
 class History:
@@ -74,8 +83,9 @@ class History:
     def unit_of(self, identity: bytes) -> str:
         """The unit of a session, also if nobody knows its cgroup any more."""
         unit = self._unit_of(identity)
-        total = self._last.totals.get(identity)
-        return total.unit if unit == NONE and total else unit
+        if unit == NONE and (total := self._last.total(identity)):
+            return total.unit
+        return unit
 
     def add(self, interval: Interval, sessions: Sequence[Session], note: str = "") -> Picture:
         """The picture of an interval that has ended, with all of its sessions."""
@@ -88,9 +98,9 @@ class History:
             sent += tx
             old = totals.get(identity)
             totals[identity] = (
-                Total(old[0] + rx, old[1] + tx, old[2], number, old[4], old[5])
+                (old[0] + rx, old[1] + tx, old[2], number, old[4], old[5])
                 if old
-                else Total(rx, tx, number, number, since, self._unit_of(identity))
+                else (rx, tx, number, number, since, self._unit_of(identity))
             )
         quiet = [one for _, _, one in last.sessions if totals[one][3] != number]
         forgotten = last.forgotten
@@ -102,7 +112,7 @@ class History:
             summary(interval).rstrip("\n"),
             note,
             interval.length,
-            sorted(sessions, key=itemgetter(2)),
+            sessions,
             quiet,
             totals,
             _last_minute([*last.minute, moment]),
@@ -120,12 +130,12 @@ def _last_minute(moments: Sequence[Moment]) -> Sequence[Moment]:
 
 
 def _forget(
-    totals: dict[bytes, Total], number: int, limit: int, forgotten: tuple[int, int, int]
+    totals: dict[bytes, AnyTotal], number: int, limit: int, forgotten: tuple[int, int, int]
 ) -> tuple[int, int, int]:
     """Forget sessions that were quiet for the longest; a quarter, for this takes its time."""
-    idle = sorted((total.last, one) for one, total in totals.items() if total.last < number - 1)
+    idle = sorted((each[3], one) for one, each in totals.items() if each[3] < number - 1)
     for _, one in idle[: len(totals) - limit * 3 // 4]:
-        total = totals.pop(one)
+        total = Total(*totals.pop(one))
         received, sent, count = forgotten
         forgotten = received + total.received, sent + total.sent, count + 1
     return forgotten

@@ -155,7 +155,8 @@ KEYS = (
     ),
     Key(
         ("/",), "/", "show only rows that match a regular expression; ! in front: that do not",
-        lambda s: replace(s, typing=True, details=False), lambda s: "Esc ends the filter" if s.filter else "/ filter",
+        lambda s: replace(s, typing=True, details=False),
+        lambda s: "Esc ends the filter" if s.filter else "/ filter",
     ),
     Key(
         ("b",), "b", "sum up: by session, process, unit, remote host, local port", _next_kind,

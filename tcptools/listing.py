@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which rows the live view has of a picture, in which order."""
 
+import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from heapq import nlargest, nsmallest
+from heapq import nsmallest
 from operator import itemgetter
 from typing import Any, Optional
 
@@ -10,58 +12,108 @@ from tcptools import session
 from tcptools.filters import Filtering
 from tcptools.history import Picture
 from tcptools.keys import State
-from tcptools.report import Rows, UnitOf, no_unit
+from tcptools.report import PLAIN, Rows, UnitOf, no_unit
 from tcptools.session import KEPT, SORT_ORDERS
 from tcptools.table import visible
 
-# Seconds that filtering may take before a key is answered.
-PATIENCE = 0.02
+# Seconds that sums and filters may take before an interval is drawn, and before a key is answered.
+PATIENCE, SHORT_PATIENCE = 0.5, 0.02
+# Sessions that are summed up between two looks at the clock.
+PORTION = 1024
 
 # What a session is sorted by if not by its bytes, as far as its identity has it.
 PARTS = {
     "PID": itemgetter(session.PID),
     "COMM": itemgetter(session.COMM),
-    "LADDR": itemgetter(session.FAMILY, session.LADDR, session.LPORT),
-    "RADDR": itemgetter(session.FAMILY, session.RADDR, session.RPORT),
+    "LADDR": itemgetter(session.LADDR),
+    "RADDR": itemgetter(session.RADDR),
 }
 # How an IPv4 address begins that is written as one of IPv6, with its port (RFC 4291, 2.5.5.2).
 MAPPED = "[::ffff:"
 
 
 class Ranking:
-    """Rows in an order, as far as it is asked for: a window has few of many."""
+    """Rows in an order, of which only those are put in their places that are asked for.
 
-    def __init__(self, rows: Sequence[Any], key: Callable[[Any], Any], largest: bool) -> None:
-        self._rows, self._key, self._largest = rows, key, largest
-        self._first: Sequence[Any] = ()
-        self._all: Optional[Sequence[Any]] = None
+    What is sorted are the numbers or names that decide the order; rows that have the same are in
+    the order of their own keys, so that they keep their places from one interval to the next.
+    """
+
+    def __init__(self, rows: Sequence[Any], by: Callable[[Any], Any], largest: bool) -> None:
+        """`largest` is whether the largest is the first."""
+        self._rows, self._largest = rows, largest
+        self._sizes = list(map(by, rows))
+        self._sorted = sorted(self._sizes)
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def _sorted(self, rows: Sequence[Any]) -> list[Any]:
-        return sorted(rows, key=self._key, reverse=self._largest)
+    def _before(self, size: Any) -> int:
+        """How many rows come before all of this size."""
+        if self._largest:
+            return len(self) - bisect_right(self._sorted, size)
+        return bisect_left(self._sorted, size)
 
-    def upto(self, end: int) -> Sequence[Any]:
-        """The first rows, so many or all that there are. Ties are in the order they came in."""
-        if self._all is None and end * 8 > len(self._rows):
-            self._all = self._sorted(self._rows)
-        if self._all is not None:
-            return self._all[:end]
-        if end > len(self._first):
-            chosen = nlargest if self._largest else nsmallest
-            last = chosen(end, map(self._key, self._rows))[-1]
-            key = self._key
-            if self._largest:
-                self._first = self._sorted([row for row in self._rows if key(row) >= last])
-            else:
-                self._first = self._sorted([row for row in self._rows if key(row) <= last])
-        return self._first[:end]
+    def part(self, first: int, end: int) -> list[Any]:
+        """The rows from one place up to another."""
+        end = min(end, len(self))
+        if first >= end:
+            return []
+        ends = (first, end - 1)
+        if self._largest:
+            ends = (len(self) - end, len(self) - 1 - first)
+        least, most = (self._sorted[place] for place in ends)
+        found = [one for one in zip(self._rows, self._sizes) if least <= one[1] <= most]
+        before = self._before(most if self._largest else least)
+        return self._sorted_part(found, first - before, end - before)
+
+    def _sorted_part(self, found: list[tuple[Any, Any]], first: int, end: int) -> list[Any]:
+        """The same of some rows with their sizes. There may be many of the same size."""
+        groups: dict[Any, list[Any]] = {}
+        for row, size in found:
+            groups.setdefault(size, []).append(row)
+        made: list[Any] = []
+        for size in sorted(groups, reverse=self._largest):
+            left = end - len(made)
+            rows = groups[size]
+            few = left * 8 < len(rows)
+            made += nsmallest(left, rows, itemgetter(2)) if few else sorted(rows, key=itemgetter(2))
+        return made[first:end]
 
     def find(self, key: Any) -> Optional[int]:
         """The place of the row that has this key."""
-        rows = self.upto(len(self))
-        return next((place for place, row in enumerate(rows) if row[2] == key), None)
+        for row, size in zip(self._rows, self._sizes):
+            if row[2] == key:
+                same = (one for one, its in zip(self._rows, self._sizes) if its == size)
+                return self._before(size) + sum(1 for one in same if one[2] < key)
+        return None
+
+
+class Gathering:
+    """The rows that sessions make, a little at a time; there are none while it is `working`."""
+
+    def __init__(self, kind: Rows, sessions: Sequence[session.Session]) -> None:
+        self._kind, self._sessions, self._next = kind, sessions, 0
+        self._sums: dict[Any, list[int]] = {}
+        self.working = kind.type != "session"
+        self.rows: Sequence[Any] = () if self.working else sessions
+
+    def work(self, end: float) -> None:
+        """Go on until a time of the monotonic clock, and a little longer."""
+        kind, sums = self._kind, self._sums
+        while self.working:
+            part = self._sessions[self._next : self._next + PORTION]
+            for row in kind.of(part):
+                found = sums.setdefault(row[2], [0, 0, 0])
+                found[0] += row[0]
+                found[1] += row[1]
+                found[2] += kind.count((row,))
+            self._next += PORTION
+            if self._next >= len(self._sessions):
+                self.working = False
+                self.rows = [kind.made(key, *found) for key, found in sums.items()]
+            elif time.monotonic() >= end:
+                return
 
 
 class Listed:
@@ -92,7 +144,7 @@ class Listed:
     def part(self, first: int, count: int) -> list[Any]:
         """So many rows from a place on, or all that there are."""
         end = first + count
-        live = self._ranking.upto(min(end, self.live))[first:]
+        live = self._ranking.part(first, min(end, self.live))
         return [*live, *self.quiet[max(0, first - self.live) : max(0, end - self.live)]]
 
     def find(self, key: Any) -> Optional[int]:
@@ -103,7 +155,7 @@ class Listed:
         return next((self.live + i for i, row in enumerate(self.quiet) if row[2] == key), None)
 
 
-EMPTY = Listed(Ranking((), itemgetter(0), True))
+NOTHING = Ranking((), itemgetter(0), True)
 
 
 def texts(kind: Rows, row: Any, encoding: str = "utf-8") -> list[str]:
@@ -157,60 +209,68 @@ class Listing:
 
     def __init__(self, unit_of: UnitOf = no_unit) -> None:
         self._unit_of = unit_of
-        self._made: tuple[Any, Sequence[Any], Sequence[Any]] = (None, (), ())
+        # Each with what it was made for, in the order in which one is made of the other.
+        self._gathered: tuple[Any, Gathering] = (None, Gathering(PLAIN, ()))
         self._filtered: tuple[Any, Filtering, Sequence[Any]] = (None, Filtering((), "", str), ())
-        self._ranked: tuple[Any, Ranking] = (None, Ranking((), itemgetter(0), True))
+        self._ranked: tuple[Any, Ranking] = (None, NOTHING)
         self._texts: dict[Rows, Texts] = {}
 
     @property
     def working(self) -> bool:
-        """Whether a filter has not looked at all rows yet."""
-        return self._filtered[1].working
+        """Whether not all rows are found yet."""
+        return self._gathered[1].working or self._filtered[1].working
 
     def rows(self, picture: Picture, state: State) -> Listed:
-        """The rows, as far as a filter finds them in its time; there may be more then."""
+        """The rows, as far as they are found in its time; there may be more then."""
         kind, total = state.of, state.measure == "total"
-        rows, quiet = self._make(picture, kind, total)
-        wanted = (picture.number, kind, total, state.filter)
-        if self._filtered[0] != wanted:
-            shown = self._texts.setdefault(kind, Texts(kind)).of
-            passed = Filtering(quiet, state.filter, shown)
-            passed.work(PATIENCE)
-            self._filtered = (wanted, Filtering(rows, state.filter, shown), passed.found)
-        filtering = self._filtered[1]
-        filtering.work(PATIENCE)
-        key, largest = sorting(kind, state.order, self._unit_of)
-        order = (*wanted, state.order, state.reverse, len(filtering.found))
+        wanted = (picture.number, kind, total)
+        new = self._gathered[0] is None or self._gathered[0][0] != picture.number
+        end = time.monotonic() + (PATIENCE if new else SHORT_PATIENCE)
+        if self._gathered[0] != wanted:
+            self._gathered = (wanted, Gathering(kind, picture.moved(total)))
+        gathering = self._gathered[1]
+        gathering.work(end)
+        if gathering.working:
+            return Listed(NOTHING, working=True)
+        filtering, quiet = self._filter(picture, state, gathering.rows, end)
+        by, largest = sorting(kind, state.order, self._unit_of)
+        largest = largest is not state.reverse
+        order = (self._filtered[0], state.order, largest, len(filtering.found))
         if self._ranked[0] != order:
-            self._ranked = (order, Ranking(filtering.found, key, largest is not state.reverse))
+            self._ranked = (order, Ranking(filtering.found, by, largest))
         listed = Listed(
             self._ranked[1],
-            self._filtered[2],
+            quiet,
             state.rows,
-            len(rows),
+            len(gathering.rows),
             filtering.working,
             filtering.error,
         )
         return self._with_selected(listed, state)
 
-    def _make(self, picture: Picture, kind: Rows, total: bool) -> tuple[Sequence[Any], ...]:
-        """All rows, and those that are quiet, in an order that is the same for each picture."""
-        wanted = (picture.number, kind, total)
-        if self._made[0] != wanted:
-            sessions: Sequence[session.Session] = picture.sessions
-            if total:
-                sessions = [(each[0], each[1], one) for one, each in picture.totals.items()]
-            quiet: list[Any] = []
-            if kind.type == "session" and not total:
-                quiet = [(0, 0, one) for one in picture.quiet]
-            self._made = (wanted, kind.of(sessions), quiet)
-        return self._made[1], self._made[2]
+    def _filter(
+        self, picture: Picture, state: State, rows: Sequence[Any], end: float
+    ) -> tuple[Filtering, Sequence[Any]]:
+        """The rows that pass, as far as they are found; and those that are quiet and pass."""
+        wanted = (*self._gathered[0], state.filter)
+        if self._filtered[0] != wanted:
+            shown = self._texts.setdefault(state.of, Texts(state.of)).of
+            quiet = Filtering(self._quiet(picture, state), state.filter, shown)
+            quiet.work(end)
+            self._filtered = (wanted, Filtering(rows, state.filter, shown), quiet.found)
+        self._filtered[1].work(end)
+        return self._filtered[1:]
+
+    def _quiet(self, picture: Picture, state: State) -> Sequence[Any]:
+        if state.of.type != "session" or state.measure == "total":
+            return ()
+        return [(0, 0, one) for one in picture.quiet]
 
     def _with_selected(self, listed: Listed, state: State) -> Listed:
         """Keep the selected row while it is quiet."""
         ranking, key = self._ranked[1], state.selected
-        if key is not None and not state.filter and ranking.find(key) is None:
-            others = [row for row in listed.quiet if row[2] != key]
-            if len(others) == len(listed.quiet):
-                listed.quiet = [*others, state.of.made(key, 0, 0, 0)]
+        if key is None or state.filter or ranking.find(key) is not None:
+            return listed
+        if all(row[2] != key for row in listed.quiet):
+            listed.quiet = [*listed.quiet, state.of.made(key, 0, 0, 0)]
         return listed

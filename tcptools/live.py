@@ -92,15 +92,14 @@ class Live:
     def _facts(self, picture: Picture) -> Sequence[Fact]:
         """Those of the selected row."""
         kind, key = self.state.of, self.state.selected
-        if self._moved[0] != (picture.number, kind):
-            totals = [(total[0], total[1], one) for one, total in picture.totals.items()]
-            both = (picture.sessions, totals)
-            sums = [{row[2]: row for row in kind.of(sessions)} for sessions in both]
-            self._moved = ((picture.number, kind), sums)
         nothing = kind.made(key, 0, 0, 0)
-        row, total = (sums.get(key, nothing) for sums in self._moved[1])
         if kind.type == "session":
+            row = next((row for row in picture.sessions if row[2] == key), nothing)
             return of_session(picture, row, self._history.unit_of)
+        if self._moved[0] != (picture.number, kind):
+            sums = [{row[2]: row for row in kind.of(picture.moved(t))} for t in (False, True)]
+            self._moved = ((picture.number, kind), sums)
+        row, total = (sums.get(key, nothing) for sums in self._moved[1])
         return of_sum(kind, picture, row, total)
 
     def remains(self, columns: int, lines: int) -> list[str]:

@@ -89,7 +89,7 @@ def _summary(state: State, picture: Picture, listed: Listed, columns: int) -> st
     count = len(picture.sessions)
     order = f"sorted by {state.order}{' reversed' * state.reverse}"
     parts = {"order": order, "every": f"every {state.interval:g} s"}
-    if picture.began:
+    if picture.number:
         last = picture.minute[-1]
         parts = {
             "count": f"{count} session{'s' * (count != 1)}",
@@ -109,7 +109,7 @@ def _summary(state: State, picture: Picture, listed: Listed, columns: int) -> st
             kept.add(name)
             left -= width(parts[name]) + len(GAP)
     size = min(MOST_SPARK, (left + len(GAP)) // 2 - 1)
-    if picture.began and state.blocks and state.encoding != "ascii" and size >= LEAST_SPARK:
+    if picture.number and state.blocks and state.encoding != "ascii" and size >= LEAST_SPARK:
         for name, place in (("in", 1), ("out", 2)):
             values = [(moment[0], moment[place]) for moment in picture.minute]
             parts[name] += f" {spark(values, MINUTE, size)}"
@@ -134,7 +134,7 @@ def _status(
     if listed.error:
         notices.append((f"the filter {visible(listed.error, 'ascii')}", "no filter"))
     if listed.working:
-        notices.append(("filtering..",))
+        notices.append(("working..",))
     if hidden:
         count = f"{hidden} {noun}{'s' * (hidden != 1)} not shown"
         notices.append((count, f"{hidden} not shown", f"+{hidden}"))
@@ -236,7 +236,7 @@ def _style(state: State, picture: Picture, row: Any, quiet: bool) -> Style:
         return Style.SELECTED
     if quiet:
         return Style.QUIET
-    total = picture.totals.get(row[2]) if state.of.type == "session" else None
+    total = picture.total(row[2]) if state.of.type == "session" else None
     new = total and total.first == picture.number > 1
     return Style.NEW if new else Style.PLAIN
 
