@@ -104,6 +104,29 @@ def following(due: int, elapsed: float, interval: float) -> int:
     return max(due + 1, int(elapsed / interval) + 1)
 
 
+class Pace:
+    """When intervals end, and how long they were, in seconds."""
+
+    def __init__(self, interval: float) -> None:
+        self._interval, self._due = interval, 0
+        self.start = self._began = self._last = time.monotonic()
+
+    def left(self) -> float:
+        """How much is left until the next one ends."""
+        elapsed = time.monotonic() - self._began
+        self._due = following(self._due, elapsed, self._interval)
+        return self._due * self._interval - elapsed
+
+    def change(self, interval: float) -> None:
+        """Have them be so long from now on: the running one, too, from its beginning."""
+        self._interval, self._due, self._began = interval, 0, self._last
+
+    def end(self) -> float:
+        """The length of the one that ends now."""
+        last, self._last = self._last, time.monotonic()
+        return self._last - last
+
+
 def run(options: Tcptop, scope: Scope) -> int:
     """Trace, and report every interval, until the count is reached or a signal comes.
 
@@ -126,18 +149,14 @@ def run(options: Tcptop, scope: Scope) -> int:
         this.say(f"Tracing... Output every {options.interval} secs. Hit Ctrl-C to end\n")
         if live:
             view = Screen(this, first_view(options, units))
-    interval = float(options.interval)
-    start = began = previous = time.monotonic()
-    outputs, due, all_missed, over = 0, 0, 0, ""
+    pace = Pace(float(options.interval))
+    outputs, all_missed, over = 0, 0, ""
     wait = view.wait if view else this.wait
     with view or nullcontext():
         while outputs < options.count and not over:
-            elapsed = time.monotonic() - began
-            due = following(due, elapsed, interval)
-            woken = wait(due * interval - elapsed)
+            woken = wait(pace.left())
             if view and woken is Wake.CHANGED:
-                # The running one is to be so long, counted from its beginning.
-                interval, began, due = view.interval, previous, 0
+                pace.change(view.interval)
                 continue
             outputs += 1
             if view and woken is Wake.ENDED:
@@ -147,19 +166,18 @@ def run(options: Tcptop, scope: Scope) -> int:
             if units:
                 units.learn(sessions)
             rows = kind.of(sessions)
-            now = time.monotonic()
+            length = pace.end()
             if woken is not Wake.ENDED:  # what is cut short says nothing of a second
-                over = alarm(options, kind, rows, now - previous)
+                over = alarm(options, kind, rows, length)
             if since:
                 rows = since.add(sessions, rows)
             ended = report.Interval(
                 time=time.time(),
-                length=now - (start if since else previous),
+                length=time.monotonic() - pace.start if since else length,
                 clock=time.strftime("%H:%M:%S"),
                 loadavg="" if options.nosummary else load_average(),
                 missed=all_missed if since else missed,
             )
-            previous = now
             if view:
                 view.show(ended, sessions, missed_note(all_missed))
                 continue

@@ -15,8 +15,9 @@ from tcptools import details, diagnosis
 from tcptools.keys import HELP, KEYS, State
 from tcptools.live import Live
 from tcptools.session import CGROUP
+from tcptools.status import one_line
 from tcptools.table import ENOUGH
-from tcptools.view import Style, one_line
+from tcptools.view import Style
 
 LOADAVG = "0.08 0.02 0.17 2/367 17342"
 HINTS = "h help, q quit, Enter details, / filter, b sum, t total, s sort, space pause"
