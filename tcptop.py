@@ -57,8 +57,8 @@ def text_of(options: Tcptop, kind: Rows, rows: list[Any], now: report.Interval) 
 
 def wanted_rows(options: Tcptop, live: bool) -> tuple[Rows, Optional[Units]]:
     """What the rows of an output are, and what their units come from if they have any."""
-    named = options.units or options.form == "json" or live
-    units = Units() if named or "unit" in options.by else None
+    named = "unit" in options.by if options.by else options.units or options.form == "json"
+    units = Units() if named or live else None
     unit_of = units.of if units else no_unit
     return Sums(options.by, unit_of) if options.by else Sessions(unit_of, options.units), units
 

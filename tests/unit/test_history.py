@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of intervals: what came before stays known, as far as there is room."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+from made import interval, session
+
+from tcptools.history import History
+
+
+def test_totals_add_up_and_know_when_they_began():
+    history = History(lambda identity: "x.service")
+    one, two = session(10, 1, pid=1), session(20, 2, pid=2)
+    first = history.add(interval(clock="03:53:20"), [one])
+    second = history.add(interval(clock="03:53:21"), [two, one])
+    assert first.total(one[2])[:2] == (10, 1), "nobody changes a picture"
+    assert second.total(one[2]) == (20, 2, 1, 2, "03:53:20", "x.service")
+    assert second.total(two[2]) == (20, 2, 2, 2, "03:53:21", "x.service")
+    assert second.total(b"") is None
+    assert sorted(second.moved(False)) == sorted([one, two])
+    assert sorted(second.moved(True)) == sorted([(20, 2, one[2]), (20, 2, two[2])])
+
+
+def test_who_is_quiet():
+    history = History()
+    one, two = session(10, pid=1), session(20, pid=2)
+    quiet = [history.add(interval(), some).quiet for some in ([one, two], [two], [], [one])]
+    assert quiet == [[], [one[2]], [two[2]], []]
+
+
+def test_the_last_minute():
+    history = History()
+    for length in [10.0] * 5 + [20.0, 0.5]:
+        picture = history.add(interval(length=length), [session(100, 200)])
+    assert [moment.length for moment in picture.minute] == [10] * 4 + [20, 0.5]
+    assert picture.minute[-2:] == [(20, 5, 10), (0.5, 200, 400)]
+
+
+def test_a_unit_that_nobody_knows_any_more():
+    units = {}
+    history = History(lambda identity: units.get(identity, "-"))
+    one, two = session(pid=1), session(pid=2)
+    units[one[2]] = "x.service"
+    history.add(interval(), [one, two])
+    units.clear()
+    assert [history.unit_of(each[2]) for each in (one, two)] == ["x.service", "-"]
+    units[one[2]] = "renamed.service"
+    assert history.unit_of(one[2]) == "renamed.service"
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 40), max_size=12, unique=True), max_size=12),
+    st.integers(1, 20),
+)
+def test_what_is_forgotten_is_known_in_sum(intervals, limit):
+    history = History(limit=limit)
+    received = sent = 0
+    for pids in intervals:
+        sessions = [session(pid * 7, pid, pid=pid) for pid in pids]
+        received, sent = received + sum(pids) * 7, sent + sum(pids)
+        picture = history.add(interval(), sessions)
+        totals = picture.moved(True)
+        assert {one[2] for one in sessions} | set(picture.quiet) <= {one[2] for one in totals}
+        assert sum(one[0] for one in totals) + picture.forgotten[0] == received
+        assert sum(one[1] for one in totals) + picture.forgotten[1] == sent
+        assert len(totals) <= max(limit, len(sessions) + len(picture.quiet))
