@@ -2,6 +2,7 @@
 """Frames that fit every window, whatever has been typed and whoever has chosen a name."""
 
 import re
+import unicodedata
 from unittest import mock
 
 import made
@@ -125,7 +126,12 @@ sessions_of_all_kinds = st.lists(
     max_size=40, unique_by=lambda one: one[2],
 )  # fmt: skip
 hostile = st.sampled_from([WIDE, COMBINING * 9, HEBREW, "\x1b[2J\n\r\t", "a b" * 40, "-", ""])
-keys = st.sampled_from([key.sent[0] for key in KEYS if key.name != "q"] + [*"as.(*!0\u732b\x07"])
+typed = [key.sent[0] for key in KEYS if key.name != "q"] + [*"as.(*!0\u732b\u05d0\u0301\x07"]
+keys = st.lists(st.sampled_from(typed), max_size=12)
+beginnings = st.sampled_from(
+    [[], [DOWN, "\n"], ["b", "b"], ["/", *"\u05d0b\u732bc" * 15], ["/", *"\u05d0|." * 3, "\n"]]
+)
+widths = st.integers(1, 50) | st.integers(1, 300)
 
 
 @given(
@@ -133,8 +139,8 @@ keys = st.sampled_from([key.sent[0] for key in KEYS if key.name != "q"] + [*"as.
     st.sampled_from(["utf-8", "ascii"]),
     st.sampled_from([1, 5, 1 << 60]),
     st.lists(sessions_of_all_kinds, max_size=3),
-    st.lists(keys, max_size=12),
-    st.integers(1, 300),
+    st.builds(list.__add__, beginnings, keys),
+    widths,
     st.integers(1, 100),
     st.sampled_from(["", LOADAVG, "\u05d0\x1b[2J" * 99]),
     st.sampled_from(["", LOST]),
@@ -165,11 +171,33 @@ def test_any_frame_fits_any_window(
         assert line.text.isprintable(), "no control code"
         assert 0 <= wcswidth(line.text) <= columns
         assert encoding == "utf-8" or line.text.isascii()
+        assert not {unicodedata.bidirectional(c) for c in line.text} & {"R", "AL", "AN"}
         assert 0 <= line.mark[0] <= line.mark[1] <= len(line.text)
     assert sum(line.style is Style.SELECTED for line in found) <= 1
     still = live.remains(columns, lines)
     assert len(still) <= max(1, lines - 1)
     assert all(0 <= wcswidth(line) <= columns and line.isprintable() for line in still)
+
+
+def test_hostile_names_in_details_and_filters():
+    hostile = "\u05d0\u0663\x1b[2J\n" + WIDE * 9 + COMBINING
+    row = made.session(1, 1, 4194305, "\u05d0\u05d1".encode(), uid=0)
+    for keys in ([DOWN, "\n"], ["/", *"\u05d0\u732b" * 20], ["/", *"\u05d0|.", "\n"]):
+        for columns in (1, 5, 11, 20, 40, 80):
+            live = Live(State(), lambda _: hostile)
+            live.add(made.interval(), [row])
+            with (
+                mock.patch.object(details, "command_line", lambda *_: hostile),
+                mock.patch.object(diagnosis, "diagnose", lambda _: None),
+            ):
+                found = drawn(live, columns, 24, keys)
+            for line in found:
+                assert line.text.isprintable() and 0 <= wcswidth(line.text) <= columns
+                assert not {unicodedata.bidirectional(c) for c in line.text} & {"R", "AL", "AN"}
+            if keys[0] == DOWN and columns == 80:
+                # What fits and is not wider than it may be is there; it is one word.
+                texts = [line.text for line in found]
+                assert texts[0] == "?? (4194305)" and texts[1] == f"command     ???[2J?{'猫' * 30}"
 
 
 @given(
@@ -404,6 +432,16 @@ def test_totals_are_of_all_sessions_since_the_start():
     live = view([session(5)], [session(1), session(2)], measure="total")
     assert sizes(live.frame(80, 24)) == [5, 2, 1]
     assert Style.QUIET not in {line.style for line in live.frame(80, 24)}
+
+
+def test_what_is_not_in_the_totals_any_more_is_reported():
+    with mock.patch("tcptools.history.History.__init__.__defaults__", (lambda _: "-", 4)):
+        live = view(measure="total")
+    for number in range(1, 8):
+        live.add(made.interval(), [session(number)])
+    found = live.frame(120, 24)
+    assert sizes(found) == [7, 6, 5]
+    assert found[-1].text.startswith("10.0K of 4 sessions that are gone not shown, h help")
 
 
 def test_a_picture_held_still_stays_so_in_all_of_its_numbers():
