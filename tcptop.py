@@ -22,7 +22,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import gc
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Optional
 
@@ -35,7 +35,7 @@ from tcptools.live import Live
 from tcptools.options import Tcptop
 from tcptools.report import Rows, Sessions, no_unit
 from tcptools.screen import Screen, usable
-from tcptools.session import SORT_ORDERS, ranked
+from tcptools.session import SORT_ORDERS, Session, ranked
 from tcptools.sources.traffic import Traffic, tool
 from tcptools.sums import Sums
 from tcptools.units import Units
@@ -55,12 +55,53 @@ def text_of(options: Tcptop, kind: Rows, rows: list[Any], now: report.Interval) 
     return "\n" + report.summary(now) + "\n".join([*kind.table(shown), ""])
 
 
-def wanted_rows(options: Tcptop, live: bool) -> tuple[Rows, Optional[Units]]:
-    """What the rows of an output are, and what their units come from if they have any."""
-    named = "unit" in options.by if options.by else options.units or options.form == "json"
-    units = Units() if named or live else None
-    unit_of = units.of if units else no_unit
-    return Sums(options.by, unit_of) if options.by else Sessions(unit_of, options.units), units
+class Listing:
+    """What outputs list, as the command line wants it.
+
+    kind: what the rows are; latest: those of the last interval; shown: the same, or those since
+    the start, if there is a `since`.
+    """
+
+    def __init__(
+        self, options: Tcptop, path_of: Callable[[int], Optional[str]], live: bool = False
+    ) -> None:
+        """`path_of` may know the path of a cgroup that has gone, see Units; the live view asks for
+        units at any time, and adds up what was moved since the start itself.
+        """
+        self._units = Units(path_of) if options.has_units or live else None
+        unit_of = self._unit_of = self._units.of if self._units else no_unit
+        self._live: Optional[Live] = None
+        self.kind: Rows = (
+            Sums(options.by, unit_of) if options.by else Sessions(unit_of, options.units)
+        )
+        self.since: Optional[Cumulative] = None
+        if options.cumulative and not live:
+            self.since = Cumulative(self.kind, options.max_sessions)
+        # Sessions of before are shown again, with their units; sums have them as values.
+        self._again = options.cumulative and not options.by
+        self.latest: list[Any] = []
+        self.shown: list[Any] = []
+
+    def view(self, options: Tcptop) -> Live:
+        """The live view of this as it begins."""
+        state = State(
+            order=options.sort,
+            rows=options.rows,
+            interval=float(options.interval),
+            measure="total" if options.cumulative else "rate",
+        )
+        self._live = Live(state, self._unit_of, options.by, options.units)
+        return self._live
+
+    def add(self, sessions: list[Session]) -> None:
+        """Go on with the sessions of an interval that has just ended."""
+        if self._units and self._units.learn([*sessions, *(self.shown if self._again else ())]):
+            self.kind.forget()
+            if self._live:
+                self._live.forget()
+        self.latest = self.shown = self.kind.of(sessions)
+        if self.since:
+            self.shown = self.since.add(sessions, self.latest)
 
 
 def alarm(options: Tcptop, kind: Rows, rows: list[Any], seconds: float) -> str:
@@ -71,17 +112,6 @@ def alarm(options: Tcptop, kind: Rows, rows: list[Any], seconds: float) -> str:
         return ""
     row = json.dumps(kind.members(largest), separators=(",", ":"))
     return f"more than {options.exit_over} bytes a second: {row}"
-
-
-def first_view(options: Tcptop, units: Optional[Units]) -> Live:
-    """The live view as it begins."""
-    state = State(
-        order=options.sort,
-        rows=options.rows,
-        interval=float(options.interval),
-        measure="total" if options.cumulative else "rate",
-    )
-    return Live(state, units.of if units else no_unit, options.by, options.units)
 
 
 def missed_note(missed: int) -> str:
@@ -133,10 +163,10 @@ def run(options: Tcptop, scope: Scope) -> int:
     The exit status, OVER if a row was over the limit.
     """
     live = options.form == "text" and not options.noclear and usable(1)
-    kind, units = wanted_rows(options, live)
-    since = Cumulative(kind, options.max_sessions) if options.cumulative and not live else None
     traffic = Traffic(options, scope)
     this = Command("tcptop")
+    listing = Listing(options, traffic.cgroup_path, live)
+    kind = listing.kind
     command.report_notes(this, traffic.warnings, traffic.notes if options.verbose else [])
     # A few cycles come up in an interval; to look for them among its sessions, which are all
     # gone at its end, takes a sixth of the time of an output.
@@ -148,7 +178,7 @@ def run(options: Tcptop, scope: Scope) -> int:
     elif options.form == "text":
         this.say(f"Tracing... Output every {options.interval} secs. Hit Ctrl-C to end\n")
         if live:
-            view = Screen(this, first_view(options, units))
+            view = Screen(this, listing.view(options))
     pace = Pace(float(options.interval))
     outputs, all_missed, over = 0, 0, ""
     wait = view.wait if view else this.wait
@@ -163,25 +193,21 @@ def run(options: Tcptop, scope: Scope) -> int:
                 break  # the last whole interval stays to be seen
             sessions, missed = traffic.drain()
             all_missed += missed
-            if units:
-                units.learn(sessions)
-            rows = kind.of(sessions)
+            listing.add(sessions)
             length = pace.end()
             if woken is not Wake.ENDED:  # what is cut short says nothing of a second
-                over = alarm(options, kind, rows, length)
-            if since:
-                rows = since.add(sessions, rows)
+                over = alarm(options, kind, listing.latest, length)
             ended = report.Interval(
                 time=time.time(),
-                length=time.monotonic() - pace.start if since else length,
+                length=time.monotonic() - pace.start if listing.since else length,
                 clock=time.strftime("%H:%M:%S"),
                 loadavg="" if options.nosummary else load_average(),
-                missed=all_missed if since else missed,
+                missed=all_missed if listing.since else missed,
             )
             if view:
                 view.show(ended, sessions, missed_note(all_missed))
                 continue
-            this.say(text_of(options, kind, rows, ended))
+            this.say(text_of(options, kind, listing.shown, ended))
             if missed and options.form != "json":
                 this.complain(missed_note(missed))
             if woken is Wake.ENDED:

@@ -29,7 +29,8 @@
  *   SOCKET_STORAGE         positions live in the socket itself; otherwise in a hash
  *   TRACEPOINTS_PREEMPTED  programs of tracepoints run with preemption on
  *   HAVE_BTF               the kernel has BTF, and so iterators
- *   HAVE_function          the kernel has this function
+ *   HAVE_function          the kernel has this function, or tracepoint
+ *   UNITS                  the paths of cgroups are wanted
  */
 
 #ifdef TASK_FILTER /* whose answer may have changed since the last look */
@@ -234,6 +235,22 @@ static __always_inline int at_tcp_destroy_sock(void *sk)
 	return 0;
 }
 
+#if defined(UNITS) && defined(HAVE_cgroup_mkdir)
+/* A cgroup has been made, and may be gone before user space looks. */
+static __always_inline int at_cgroup_mkdir(void *cgroup, void *path)
+{
+	u64 id = FETCH(u64, FETCH(void *, cgroup, OFFSET_kn), OFFSET_id);
+	struct cgroup_path made = {};
+
+	if (FETCH(int, FETCH(void *, cgroup, OFFSET_root), OFFSET_hierarchy_id))
+		return 0; /* of version 1, which has ids of its own */
+	bpf_probe_read_kernel_str(made.text, sizeof(made.text), path);
+	cgroup_paths.update(&id, &made);
+	return 0;
+}
+
+TRACEPOINT(event, cgroup_mkdir, at_cgroup_mkdir(ARGUMENT(0), ARGUMENT(1)))
+#endif
 ENTRY(release_sock, at_release_sock)
 ENTRY(sk_send_sigurg, at_sk_send_sigurg)
 #ifdef HAVE_tcp_set_ulp

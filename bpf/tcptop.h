@@ -102,6 +102,16 @@ BPF_F_TABLE("hash", struct session_key, struct session, rows_odd, ANY_SIZE, MAP_
 BPF_ARRAY_OF_MAPS(rows, "rows_even", 2);
 BPF_F_TABLE("hash", struct session_key, struct special, specials, ANY_SIZE, MAP_FLAGS);
 
+#ifdef UNITS
+/* The path of a cgroup v2, without an end if it is longer. */
+struct cgroup_path {
+	char text[256];
+};
+
+/* Those made of late, by id: user space may come too late to see them. */
+BPF_F_TABLE("lru_hash", u64, struct cgroup_path, cgroup_paths, ANY_SIZE, 0);
+#endif
+
 #ifdef SOCKET_STORAGE
 BPF_SK_STORAGE(positions, struct position);
 #else

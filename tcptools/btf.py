@@ -42,13 +42,15 @@ FIELDS = {
     "nsproxy": ("mnt_ns",),
     "mnt_namespace": ("ns.inum",),
 }
-# Fields that some kernels have: those with IPv6, and those with cgroups up to Linux 6.0, where
-# --cgroup needs them, since 5.10 has no helper for it in tracing programs.
+# Fields that some kernels have: those with IPv6, and those with cgroups, of which ancestor_ids is
+# there up to Linux 6.0, where --cgroup needs it: 5.10 has no helper for it in tracing programs.
 OPTIONAL_FIELDS = {
     "sock_common": ("skc_v6_daddr", "skc_v6_rcv_saddr"),
     "task_struct": ("cgroups",),
     "css_set": ("dfl_cgrp",),
-    "cgroup": ("level", "ancestor_ids"),
+    "cgroup": ("level", "ancestor_ids", "kn", "root"),
+    "cgroup_root": ("hierarchy_id",),
+    "kernfs_node": ("id",),
 }
 # Functions that some kernels have, which tell that others begin to move a socket's bytes.
 HELPER_FUNCTIONS = ("tcp_set_ulp", "sk_psock_init")

@@ -85,6 +85,8 @@ def macros(kind: Kind, options: Common, scope: Scope, offsets: dict[str, Any], f
         defined["RPORT_MATCHES(port)"] = any_of(options.rports, "port")
     if scope.cgroup or scope.maps:
         defined["TASK_FILTER"] = 1
+    if getattr(options, "has_units", False):
+        defined["UNITS"] = 1
     if scope.cgroup:
         defined["CGROUP_ID"], defined["CGROUP_LEVEL"] = scope.cgroup
     defined.update((name.upper(), 1) for name in scope.maps)
@@ -99,6 +101,8 @@ def text(tool: Tool, kind: Kind, options: Common, scope: Scope, btf: Optional[Bt
         headers = "#define HAVE_BTF\n"
         for function in filter(btf.function, types.HELPER_FUNCTIONS):
             headers += f"#define HAVE_{function}\n"
+        if btf.tracepoint("cgroup_mkdir"):
+            headers += "#define HAVE_cgroup_mkdir\n"
         if btf.tracepoints_are_preempted():
             headers += "#define TRACEPOINTS_PREEMPTED\n"
     else:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Optional
 
 from tcptools.report import Interval, no_unit, summary
-from tcptools.session import KEPT, Session
+from tcptools.session import CGROUP, KEPT, PID, Session
 from tcptools.units import NONE
 
 # Seconds that sparklines show.
@@ -14,18 +14,17 @@ MINUTE = 60.0
 
 class Total(NamedTuple):
     """A session since the start: bytes received and sent, the intervals in which it moved the
-    first and the last of them, when the first of these ended, and the unit it had then."""
+    first and the last of them, and when the first of these ended."""
 
     received: int
     sent: int
     first: int
     last: int
     since: str
-    unit: str
 
 
 # What becomes a Total; there are many, so they are plain tuples.
-AnyTotal = tuple[int, int, int, int, str, str]
+AnyTotal = tuple[int, int, int, int, str]
 
 
 class Moment(NamedTuple):
@@ -78,13 +77,18 @@ class History:
 
     def __init__(self, unit_of: Callable[[bytes], str] = no_unit, limit: int = KEPT) -> None:
         self._unit_of, self._limit = unit_of, limit
+        self._units: dict[bytes, str] = {}
         self._last = Picture()
 
     def unit_of(self, identity: bytes) -> str:
         """The unit of a session, also if nobody knows its cgroup any more."""
         unit = self._unit_of(identity)
-        if unit == NONE and (total := self._last.total(identity)):
-            return total.unit
+        decides = identity[CGROUP] if any(identity[CGROUP]) else identity[PID]
+        if unit == NONE:
+            return self._units.get(decides, NONE)
+        if len(self._units) >= KEPT:
+            self._units.clear()
+        self._units[decides] = unit
         return unit
 
     def add(self, interval: Interval, sessions: Sequence[Session], note: str = "") -> Picture:
@@ -98,10 +102,12 @@ class History:
             sent += tx
             old = totals.get(identity)
             totals[identity] = (
-                (old[0] + rx, old[1] + tx, old[2], number, old[4], old[5])
+                (old[0] + rx, old[1] + tx, old[2], number, old[4])
                 if old
-                else (rx, tx, number, number, since, self._unit_of(identity))
+                else (rx, tx, number, number, since)
             )
+            if not old:
+                self.unit_of(identity)  # which learns it
         quiet = [one for _, _, one in last.sessions if totals[one][3] != number]
         forgotten = last.forgotten
         if len(totals) > self._limit:

@@ -209,6 +209,10 @@ class Listing:
 
     def __init__(self, unit_of: UnitOf = no_unit) -> None:
         self._unit_of = unit_of
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget what was kept of rows, as if their units are others than before."""
         # Each with what it was made for, in the order in which one is made of the other.
         self._gathered: tuple[Any, Gathering] = (None, Gathering(PLAIN, ()))
         self._filtered: tuple[Any, Filtering, Sequence[Any]] = (None, Filtering((), "", str), ())

@@ -51,6 +51,12 @@ class Live:
         self._latest = self._history.add(interval, sessions, note)
         self._turn()
 
+    def forget(self) -> None:
+        """Forget what was kept of sessions: their units are others than before."""
+        for kind in self.state.kinds:
+            kind.forget()
+        self._listing.forget()
+
     def type(self, keys: Sequence[str]) -> None:
         """Act on keys, but for what only a window can tell."""
         for key in keys:

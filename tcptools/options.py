@@ -148,6 +148,11 @@ class Tcptop(Common):
         ("--max-sessions",), "sessions that one interval can hold (default: 65536)", sessions,
         metavar="N"))
 
+    @property
+    def has_units(self) -> bool:
+        """Whether units are shown: always in JSON, unless it is of sums by other fields."""
+        return "unit" in self.by if self.by else self.units or self.form == "json"
+
 
 @dataclass(frozen=True)
 class Tcplife(Common):

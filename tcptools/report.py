@@ -63,6 +63,9 @@ class Rows(Protocol):
     columns: tuple[Column, ...]
     csv_heads: tuple[str, ...]
 
+    def forget(self) -> None:
+        """Forget what was kept of sessions: their units are others than before."""
+
     def of(self, sessions: Sequence[Session]) -> list[Any]:
         """The rows that an interval's sessions make."""
 
@@ -143,6 +146,10 @@ class Sessions:
         heads = "PID COMM FAMILY LADDR LPORT RADDR RPORT RX_BYTES TX_BYTES"
         self.csv_heads = (*heads.split(), *(("UNIT",) if units else ()))
         self._beginnings = _Beginnings(self._families, unit_of, units)
+
+    def forget(self) -> None:
+        """Units are others than before."""
+        self._beginnings.clear()
 
     def of(self, sessions: Sequence[Session]) -> list[Session]:
         """The same."""

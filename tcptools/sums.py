@@ -3,15 +3,14 @@
 
 import pwd
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from itertools import islice
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 from tcptools import session
 from tcptools.report import IP_VERSION, UnitOf, plain
-from tcptools.session import AF_INET, AF_INET6, KEPT, NO_UID, Session, address, name
+from tcptools.session import AF_INET, IDENTITY, KEPT, NO_UID, Session, address, name
 from tcptools.table import Column, cut, ends, fixed
 
 # What all sessions moved that have the same values: bytes received and sent, the values, in the
@@ -26,11 +25,11 @@ OTHER = "other"
 
 class Field(NamedTuple):
     """A field of --by: its columns, the parts of an identity that decide it, and from these to
-    its values, one a column. The unit is decided by more than its identity, and has no parts."""
+    its values, one a column; from the whole identity to the unit."""
 
     columns: tuple[Column, ...]
-    parts: tuple[slice, ...] = ()
-    values: Callable[..., tuple[Any, ...]] = tuple
+    parts: tuple[slice, ...]
+    values: Optional[Callable[..., tuple[Any, ...]]] = None
 
 
 def _number(packed: bytes) -> tuple[int]:
@@ -51,7 +50,7 @@ def user(packed: bytes) -> str:
 
 def _unmapped(family: bytes, packed: bytes) -> tuple[int, bytes]:
     """An address as what it is: its family, and 16 bytes of which IPv4 uses the first 4."""
-    if family[0] == AF_INET6 and packed[:12] == MAPPED:
+    if packed[:12] == MAPPED:
         return AF_INET, packed[12:]
     return family[0], packed
 
@@ -82,7 +81,9 @@ FIELDS = {
         (_PID, _COMM), (session.PID, session.COMM), lambda pid, comm: (*_number(pid), name(comm))
     ),
     "comm": Field((_COMM,), (session.COMM,), lambda comm: (name(comm),)),
-    "unit": Field((Column("UNIT", 32, shorten=ends, least=12, last=3),)),
+    "unit": Field(
+        (Column("UNIT", 32, shorten=ends, least=12, last=3),), (session.PID, session.CGROUP)
+    ),
     "user": Field(
         (Column("USER", 15, shorten=ends, least=8, last=3),),
         (session.UID,),
@@ -98,27 +99,49 @@ FIELDS = {
 NUMBERS = ("PID", "LPORT", "RPORT", "FAMILY")
 
 
-class _Values(dict[Any, tuple[Any, ...]]):
-    """The values of a row by those parts of its sessions' identities that decide them.
+def _ranges(parts: Iterable[slice]) -> list[slice]:
+    """The fewest slices that cover these parts of an identity."""
+    found: list[slice] = []
+    for part in sorted(parts, key=lambda part: int(part.start)):
+        if found and part.start <= found[-1].stop:
+            found[-1] = slice(found[-1].start, max(part.stop, found[-1].stop))
+        else:
+            found.append(part)
+    return found
 
-    Different parts may have the same values, as an address has that is also mapped.
+
+class _Groups(dict[Any, list[int]]):
+    """The sums of an interval: bytes received and sent, and sessions.
+
+    By the keys of sessions, which are those ranges of an identity that matter. Different keys
+    may have the same values, as an address has that is also mapped, and then they have one sum.
     """
 
-    def __init__(self, by: Sequence[str]) -> None:
+    def __init__(self, by: Sequence[str], unit_of: UnitOf) -> None:
         super().__init__()
-        self._by = by
+        self._fields = [FIELDS[field] for field in by]
+        self._unit_of = unit_of
+        self._ranges = _ranges(part for field in self._fields for part in field.parts)
+        self.key: Callable[[bytes], Any] = itemgetter(*self._ranges)
+        self.by_values: dict[tuple[Any, ...], list[int]] = {}
+        headings = [column.heading for field in self._fields for column in field.columns]
+        # process and comm have a column in common.
+        self._places = [headings.index(heading) for heading in dict.fromkeys(headings)]
 
-    def __missing__(self, key: Any) -> tuple[Any, ...]:
-        if len(self) >= KEPT:
-            self.clear()
-        unit, parts = key if "unit" in self._by else ("", key)
-        left: Iterator[bytes] = iter(parts)
-        found: dict[str, Any] = {}  # process and comm have a column in common
-        for field in map(FIELDS.__getitem__, self._by):
-            values = field.values(*islice(left, len(field.parts))) if field.parts else (unit,)
-            found.update(zip((column.heading for column in field.columns), values))
-        values = self[key] = tuple(found.values())
-        return values
+    def __missing__(self, key: Any) -> list[int]:
+        packed = bytearray(IDENTITY.size)
+        for place, part in zip(self._ranges, key if len(self._ranges) > 1 else (key,)):
+            packed[place] = part
+        identity = bytes(packed)
+        cells: list[Any] = []
+        for _, parts, values in self._fields:
+            if values:
+                cells += values(*map(identity.__getitem__, parts))
+            else:
+                cells.append(self._unit_of(identity))
+        found = tuple([cells[place] for place in self._places])
+        sums = self[key] = self.by_values.setdefault(found, [0, 0, 0])
+        return sums
 
 
 class Sums:
@@ -133,25 +156,28 @@ class Sums:
         self.columns = (*columns.values(), *_MOVED)
         self.csv_heads = (*columns, "SESSIONS", "RX_BYTES", "TX_BYTES")
         self._line = fixed(self.columns)
-        self._values = _Values(by)
-        parts = [part for field in by for part in FIELDS[field].parts]
-        # With a part that is empty, it is a tuple of them however many there are, except for none.
-        key: Callable[[bytes], Any] = itemgetter(*parts, slice(0))
-        self._key = (lambda each: (unit_of(each), key(each))) if "unit" in by else key
+        self._groups = _Groups(by, unit_of)
 
-    def of(self, sessions: Iterable[Session]) -> list[Sum]:
+    def forget(self) -> None:
+        """Units are others than before."""
+        self._groups.clear()
+        self._groups.by_values.clear()
+
+    def of(self, sessions: Sequence[Session]) -> list[Sum]:
         """The sums of an interval's sessions, in no order."""
-        values, key = self._values, self._key
-        sums: dict[tuple[Any, ...], list[int]] = {}
-        for received, sent, identity in sessions:
-            row = values[key(identity)]
-            if found := sums.get(row):
-                found[0] += received
-                found[1] += sent
-                found[2] += 1
-            else:
-                sums[row] = [received, sent, 1]
-        return [(received, sent, row, count) for row, (received, sent, count) in sums.items()]
+        groups = self._groups
+        # What is done for each session is done by as little Python as it takes.
+        found = map(groups.__getitem__, map(groups.key, map(itemgetter(2), sessions)))
+        for (received, sent, _), sums in zip(sessions, found):
+            sums[0] += received
+            sums[1] += sent
+            sums[2] += 1
+        made = [(rx, tx, row, count) for row, (rx, tx, count) in groups.by_values.items() if count]
+        if len(groups) > KEPT:
+            self.forget()  # most are of sessions that are gone
+        for sums in groups.by_values.values():
+            sums[0] = sums[1] = sums[2] = 0
+        return made
 
     def made(self, key: tuple[Any, ...], received: int, sent: int, count: int) -> Sum:
         """A row."""

@@ -220,6 +220,12 @@ def put(map_fd: int, index: int, inner_fd: int) -> None:
         _checked(update(map_fd, ctypes.byref(key), ctypes.byref(value), 0), "map")
 
 
+def get(map_fd: int, key: bytes, value_size: int) -> Optional[bytes]:
+    """The value of a key in a map, None if there is none."""
+    value = ctypes.create_string_buffer(value_size)
+    return None if libbpf().bpf_map_lookup_elem(map_fd, key, value) else value.raw
+
+
 def delete(map_fd: int, keys: list[bytes]) -> int:
     """Take entries out of a hash map; how many there were. Raises OSError if one must stay."""
     start = gone = 0

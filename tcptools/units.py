@@ -7,10 +7,12 @@ as he likes, so a unit may hold any characters, as a process' name may.
 """
 
 import ctypes
+import errno
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from operator import itemgetter
 from typing import Optional
 
 from tcptools.kernel import Mount, cgroup_mounts
@@ -135,13 +137,14 @@ class Hierarchy:
     def path(self, cgroup: int) -> Optional[str]:
         """The path of a cgroup by its id, None if it has gone.
 
-        Raises PermissionError if we have no CAP_DAC_READ_SEARCH.
+        Raises OSError if that cannot be told, as without CAP_DAC_READ_SEARCH.
         """
         handle = _Handle(8, FILEID_KERNFS, cgroup)
         fd = self._open(self._fd, ctypes.byref(handle), os.O_PATH | os.O_CLOEXEC)
         if fd < 0:
-            if ctypes.get_errno() == 1:  # EPERM
-                raise PermissionError
+            number = ctypes.get_errno()
+            if number != errno.ESTALE:
+                raise OSError(number, os.strerror(number))
             return None
         try:
             found = os.readlink(f"/proc/self/fd/{fd}".encode()).decode("utf-8", "replace")
@@ -187,12 +190,13 @@ class Units:
     """The units of sessions.
 
     What was learnt of a cgroup is known for GENERATION outputs more after its last traffic, also
-    if it is gone. At the start, and then as often, all that are there are looked at; so
-    what remains unknown is a cgroup that was made and removed between two outputs.
+    if it is gone. At the start, and then as often, all that are there are looked at. One that was
+    made and removed between two outputs may have been seen by the source of sessions.
     """
 
-    def __init__(self) -> None:
-        self._hierarchy = hierarchy()
+    def __init__(self, path_of: Callable[[int], Optional[str]] = lambda _: None) -> None:
+        """`path_of` may know the path of a cgroup that has gone, by its id."""
+        self._hierarchy, self._path_of = hierarchy(), path_of
         self._names: dict[bytes, str] = {}
         self._older: dict[bytes, str] = {}
         # The paths of pods' containers that had no link yet.
@@ -201,30 +205,37 @@ class Units:
         self._processes: dict[bytes, str] = {}
         self._outputs = 0
         if self._hierarchy:
-            self._begin_generation(self._hierarchy)
+            self._look_at_all(self._hierarchy)
 
     def of(self, identity: bytes) -> str:
         """The unit of a session that learn() has seen."""
         return self._names.get(identity[CGROUP]) or self._processes.get(identity[PID], NONE)
 
-    def learn(self, sessions: Iterable[Session]) -> None:
-        """Learn the units of an output's sessions, while their cgroups are there."""
-        identities = [identity for _, _, identity in sessions]
-        cgroups = {identity[CGROUP] for identity in identities}.difference(_NOWHERE)
+    def learn(self, sessions: Sequence[Session]) -> bool:
+        """Learn the units of an output's sessions, while their cgroups are there.
+
+        Whether what of() says of any session is another than before.
+        """
+        changed = False
+        cgroups = set(map(itemgetter(CGROUP), map(itemgetter(2), sessions)))
+        named = cgroups.difference(_NOWHERE)
         self._outputs += 1
         if self._hierarchy:
             if self._outputs == GENERATION or len(self._names) > LIMIT:
-                self._begin_generation(self._hierarchy)
-            self._learn_cgroups(cgroups - self._names.keys(), self._hierarchy)
-            self._link(self._unlinked.keys() & cgroups)
-        rest = {each[PID] for each in identities if each[CGROUP] not in self._names}
+                self._older, self._names, self._unlinked = self._names, {}, {}
+            if self._outputs == GENERATION:
+                self._look_at_all(self._hierarchy)
+            self._learn_cgroups(named - self._names.keys(), self._hierarchy)
+            changed = self._link(self._unlinked.keys() & named)
         known, self._processes = self._processes, {}
-        for pid in rest:
+        rest = cgroups - self._names.keys()
+        # Most have their cgroup's, so that mostly there is nothing left to look for.
+        for pid in {who[PID] for _, _, who in sessions if who[CGROUP] in rest} if rest else ():
             self._processes[pid] = _unit_of_process(pid) or known.get(pid, NONE)
+        return changed or self._processes != known
 
-    def _begin_generation(self, tree: Hierarchy) -> None:
-        """Forget what was of no use since the last time, and look at all that there is."""
-        self._older, self._names, self._unlinked, self._outputs = self._names, {}, {}, 0
+    def _look_at_all(self, tree: Hierarchy) -> None:
+        self._outputs = 0
         for cgroup, path in tree.walk().items():
             self._note(cgroup.to_bytes(8, "big"), path)
 
@@ -237,24 +248,27 @@ class Units:
             number = int.from_bytes(cgroup, "big")
             try:
                 path = tree.path(number)
-            except PermissionError:
+            except OSError:
                 walked = tree.walk() if walked is None else walked
                 path = walked.get(number)
-            self._note(cgroup, path or "")
+            self._note(cgroup, path or self._path_of(number) or "")
 
     def _note(self, cgroup: bytes, path: str) -> None:
         self._names[cgroup] = unit(path)
         if self._names[cgroup].startswith("pod:"):
             self._unlinked[cgroup] = path
 
-    def _link(self, unlinked: set[bytes]) -> None:
+    def _link(self, unlinked: set[bytes]) -> bool:
         """Name containers of pods; the kubelet makes the link when they run already."""
+        changed = False
         links = container_links() if unlinked else {}
         for cgroup in unlinked:
             name = unit(self._unlinked[cgroup], links)
             if name != self._names[cgroup]:
                 self._names[cgroup] = name
                 del self._unlinked[cgroup]
+                changed = True
+        return changed
 
 
 def _unit_of_process(pid: bytes) -> str:

@@ -5,6 +5,7 @@ import os
 import signal
 import struct
 import time
+from typing import Optional
 
 from tcptools import kernel, syscalls
 from tcptools.csource import SOCKET_STORAGE, TYPED, Iteration, Kind, Tool
@@ -24,6 +25,8 @@ RECORD_KEY = struct.Struct("=96x16s")
 RECORD_OVER = struct.Struct("=88xI4x16s")
 # struct session of bpf/tcptop.h.
 ROW = struct.Struct(f"=QQ24x{IDENTITY.size}s")
+# struct cgroup_path of bpf/tcptop.h, and how many are kept: as many as may be made in an interval.
+CGROUP_PATH, CGROUPS = 256, 4096
 # Seconds that the search for open sockets may take where it has to wait for their locks.
 SEARCH_LIMIT = 5
 
@@ -44,8 +47,9 @@ def tool(options: Tcptop) -> Tool:
             **dict.fromkeys(ROWS, options.max_sessions),
             "positions": options.max_sessions * SOCKETS_PER_SESSION,
             "specials": MAX_SPECIALS,
+            "cgroup_paths": CGROUPS,
         },
-        maps=(*ROWS, "rows", "specials"),
+        maps=(*ROWS, "rows", "specials", *(("cgroup_paths",) if options.has_units else ())),
         examples=(("rows", ROWS[0]),),
         iterations=(
             *((Iteration("emit_row", "bpf_map_elem", name),) for name in ROWS),
@@ -131,6 +135,17 @@ class Traffic:
         # A row is made for bytes, so one without any has lost what it was made for.
         sessions = [session for session in found if session[0] or session[1]]
         return joined(sessions, special), missed + len(found) - len(sessions)
+
+    def cgroup_path(self, cgroup: int) -> Optional[str]:
+        """The path of a cgroup v2 by its id, be it gone, if it was made of late and is known."""
+        found = None
+        if paths := self._programs.maps.get("cgroup_paths"):
+            found = syscalls.get(paths, struct.pack("=Q", cgroup), CGROUP_PATH)
+        if not found:
+            return None
+        path = found.partition(b"\0")[0].decode("utf-8", "replace")
+        # What may be cut ends with a part of a name.
+        return path if len(found.rstrip(b"\0")) < CGROUP_PATH - 1 else path.rpartition("/")[0]
 
     def _specials(self) -> list[Session]:
         """What was moved on connections that others than their owners work on."""

@@ -19,7 +19,6 @@ DIGITS = "4f1a2b3c4d5e" + "0" * 52
 LINKED = "123456789abc" + "1" * 52
 POD = "2f1cb38a_5f0c_4f8e_9d0a_0f6f2f0f9a11"
 BURSTABLE = f"kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{POD}.slice"
-SHORT_LIVED = "system.slice/run-u1.service"
 # Cgroups, their units, and what a process in each sends and receives.
 UNITS = {
     "system.slice/nginx.service": ("nginx.service", 100_003, 2_003),
@@ -115,13 +114,16 @@ def test_every_byte_is_its_units(cgroups):
         assert tracer.stop() == 0
 
 
-def test_cgroups_that_are_made_later():
-    tracers = start("0.3")
+@pytest.mark.parametrize("gone", [False, True], ids=["that_stay", "that_go_at_once"])
+def test_cgroups_that_are_made_later(gone):
+    tracers = start("0.3" if not gone else "2")
     later = {f"system.slice/later{n}.service": 1000 + n for n in range(20)}
     with listener() as server:
         for path, sent in later.items():
             (ROOT / path).mkdir(parents=True)
             run_in(path, server, sent, 0)
+            if gone:
+                (ROOT / path).rmdir()
     settle(*tracers.values())
     truth = {pathlib.Path(path).name: [0, sent] for path, sent in later.items()}
     for kind, tracer in tracers.items():
@@ -193,7 +195,7 @@ def test_an_alarm(cgroups):
     assert start == "tcptop: more than 1000 bytes a second"
     row = json.loads("{" + row)
     assert row["unit"] == "nginx.service" and row["tx_bytes"] % 200_003 == 0
-    assert out.splitlines()[-2].split()[0] == "UNIT"
-    assert out.splitlines()[-1].split()[0] == "nginx.service"
+    last = out[out.rindex("UNIT ") :].splitlines()
+    assert last[1].split()[0] == "nginx.service", "the interval is printed"
     result = tcptop("-C", "-b", "unit", "--exit-over", 10**15, "0.3", "2")
     assert (result.returncode, result.stderr) == (0, "")

@@ -2,14 +2,16 @@
 """The C text that the options make."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
-from tcptools import csource, kernel
+from tcptools import csource, kernel, syscalls
 from tcptools.btf import FIELDS, OPTIONAL_FIELDS
 from tcptools.kernel import PinnedMap, Scope
 from tcptools.options import FILTERS, Tcptop, parse, rows
+from tcptools.program import Attached
 from tcptools.sources import traffic
 
 STORAGE, FENTRY, KPROBE = traffic.tool(Tcptop()).kinds
@@ -99,11 +101,37 @@ def test_every_macro_is_used_and_in_the_head_of_the_text():
         path.read_text(encoding="ascii") for path in Path(csource.BPF_DIRECTORY).glob("*.[ch]")
     )
     every = Scope((7, 1), {name: PinnedMap(7, 0) for name in ("cgroupmap", "mntnsmap")})
-    options = parse(Tcptop, ["-4", "-L", "1", "-D", "1", "-p", "1"])
+    options = parse(Tcptop, ["-4", "-L", "1", "-D", "1", "-p", "1", "-u"])
     for line in csource.macros(STORAGE, options, every, {}, 0).splitlines():
         name = re.match(r"#define (\w+)", line)[1]
         assert re.search(rf"^ \*.*\b{name}\b", program, re.M), name
         assert len(re.findall(rf"\b{name}\b", program)) > 1, f"{name}: in the head alone"
+
+
+def test_paths_of_cgroups_are_kept_only_for_units():
+    assert "UNITS" not in macros() and "UNITS" not in macros("--json", "-b", "comm")
+    for arguments in (["-u"], ["--json"], ["-b", "unit"]):
+        assert macros(*arguments)["UNITS"] == "1"
+        assert "cgroup_paths" in traffic.tool(parse(Tcptop, arguments)).maps
+    assert "cgroup_paths" not in traffic.tool(Tcptop()).maps, "as it is not in the text"
+
+
+def test_the_path_of_a_cgroup(monkeypatch):
+    paths = {7: b"/a/b\xff", 8: b"/a/" + b"b" * 251, 9: b"/a/" + b"b" * 252}
+    source = object.__new__(traffic.Traffic)
+    source._programs = Attached(KPROBE, {"cgroup_paths": 5}, {}, memoryview(b""))
+
+    def get(fd, key, size):
+        path = paths.get(int.from_bytes(key, sys.byteorder))
+        return path and path.ljust(size, b"\0")
+
+    monkeypatch.setattr(syscalls, "get", get)
+    assert source.cgroup_path(7) == "/a/b\ufffd"
+    assert source.cgroup_path(8) == "/a/" + "b" * 251
+    assert source.cgroup_path(9) == "/a", "it may have been longer"
+    assert source.cgroup_path(10) is None
+    source._programs.maps.clear()
+    assert source.cgroup_path(7) is None
 
 
 def test_text_is_no_number():

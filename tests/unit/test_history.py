@@ -9,13 +9,13 @@ from tcptools.history import History
 
 
 def test_totals_add_up_and_know_when_they_began():
-    history = History(lambda identity: "x.service")
+    history = History()
     one, two = session(10, 1, pid=1), session(20, 2, pid=2)
     first = history.add(interval(clock="03:53:20"), [one])
     second = history.add(interval(clock="03:53:21"), [two, one])
     assert first.total(one[2])[:2] == (10, 1), "nobody changes a picture"
-    assert second.total(one[2]) == (20, 2, 1, 2, "03:53:20", "x.service")
-    assert second.total(two[2]) == (20, 2, 2, 2, "03:53:21", "x.service")
+    assert second.total(one[2]) == (20, 2, 1, 2, "03:53:20")
+    assert second.total(two[2]) == (20, 2, 2, 2, "03:53:21")
     assert second.total(b"") is None
     assert sorted(second.moved(False)) == sorted([one, two])
     assert sorted(second.moved(True)) == sorted([(20, 2, one[2]), (20, 2, two[2])])
@@ -37,14 +37,19 @@ def test_the_last_minute():
 
 
 def test_a_unit_that_nobody_knows_any_more():
+    """By its cgroup; where there is none, by its process."""
     units = {}
     history = History(lambda identity: units.get(identity, "-"))
-    one, two = session(pid=1), session(pid=2)
-    units[one[2]] = "x.service"
-    history.add(interval(), [one, two])
+    one, two, three = session(pid=1, cgroup=7), session(pid=2, cgroup=8), session(pid=3)
+    units.update({one[2]: "x.service", three[2]: "y.service"})
+    history.add(interval(), [one, two, three])
     units.clear()
-    assert [history.unit_of(each[2]) for each in (one, two)] == ["x.service", "-"]
+    found = [history.unit_of(each[2]) for each in (one, two, three)]
+    assert found == ["x.service", "-", "y.service"]
+    assert history.unit_of(session(pid=4, cgroup=7)[2]) == "x.service", "another of its processes"
     units[one[2]] = "renamed.service"
+    assert history.unit_of(one[2]) == "renamed.service"
+    units.clear()
     assert history.unit_of(one[2]) == "renamed.service"
 
 

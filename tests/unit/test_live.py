@@ -26,6 +26,7 @@ from terminals import some
 
 class Traffic:
     warnings = notes = ()
+    cgroup_path = None
     def __init__(self, options, scope):
         pass
     def drain(self):

@@ -18,6 +18,7 @@ import tcptop
 from tcptools import VERSION, options, values
 from tcptools.options import FILTERS, Tcplife, Tcptop, name_of, rows, visible
 from tcptools.session import AF_INET, AF_INET6
+from tcptools.sums import Sums
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = [Tcptop, Tcplife]
@@ -157,6 +158,16 @@ INTERVALS = ["0", "0.09", "nan", "inf", "1_0", " 1", "1 ", "1e3", "\u0661", "+1"
         (["--probe", "tracepoint"], "invalid choice"),
         (["--sort", "rx"], "invalid choice"),
         (["--rows", "0"], "from 1 to"),
+        (["-b", ""], "argument -b/--by: '' is none of process, comm, unit"),
+        (["-b", "pid"], "'pid' is none of process, comm, unit, user, local, remote, lport, rport"),
+        (["-b", "comm,"], "'' is none of"),
+        (["-b", "comm unit"], "'comm unit' is none of"),
+        (["--by=unit,comm,unit"], "unit is there twice"),
+        (["-b", "\x1b[2J" * 99], "...' is none of"),
+        (["-b"], "expected one argument"),
+        (["--exit-over", "0"], "'0' is no whole number from 1 to 1000000000000000"),
+        (["--exit-over", "1M"], "is no whole number"),
+        (["--exit-over", "1000000000000001"], "from 1 to 1000000000000000"),
         (["--max-sessions", "16777217"], "from 1 to 16777216"),
         (["--json=x"], "ignored explicit argument"),
         (["--js"], "unrecognized arguments: --js; did you mean --json?"),
@@ -223,6 +234,40 @@ def test_a_number_is_a_number_or_refused(text):
 @given(st.lists(st.integers(1, 65535), min_size=1, max_size=5))
 def test_ports_are_read_as_written(ports):
     assert values.ports(",".join(map(str, ports))) == tuple(ports)
+
+
+def test_sums():
+    assert parse("-b", "unit,comm").by == ("unit", "comm"), "in this order"
+    assert parse("-b", "rport", "--by=comm", "-b", "rport").by == ("rport", "comm")
+    assert parse().by == () and not parse().cumulative and parse().exit_over == sys.maxsize
+    found = parse("-uCb", "remote", "--cumulative", "--exit-over", "1000000000000000")
+    assert (found.units, found.by, found.cumulative) == (True, ("remote",), True)
+    assert found.exit_over == 10**15
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [([], False), (["-u"], True), (["--json"], True), (["--csv"], False), (["--csv", "-u"], True),
+     (["-b", "comm"], False), (["-ub", "comm"], False), (["--json", "-b", "comm"], False),
+     (["-b", "comm,unit"], True)],
+)  # fmt: skip
+def test_units_are_looked_for_only_if_they_are_shown(arguments, expected):
+    assert parse(*arguments).has_units is expected
+
+
+def test_an_alarm():
+    kind = Sums(["comm"], lambda _: "-")
+    rows = [(10, 20, ("a\x1b",), 1), (25, 0, ("b",), 2)]
+    one = parse("--exit-over", "15")
+    assert tcptop.alarm(one, kind, rows, 2.0) == "", "30 in two seconds are not more"
+    assert tcptop.alarm(one, kind, rows, 1.9) == (
+        'more than 15 bytes a second: {"comm":"a\\u001b","sessions":1,"rx_bytes":10,"tx_bytes":20}'
+    )
+    received = parse("--exit-over", "15", "-s", "received")
+    assert '"comm":"b"' in tcptop.alarm(received, kind, rows, 1.0)
+    assert tcptop.alarm(received, kind, rows[:1], 0.5) != ""
+    assert tcptop.alarm(received, kind, rows[:1], 0.7) == ""
+    assert tcptop.alarm(one, kind, [], 1.0) == "" == tcptop.alarm(parse(), kind, rows, 1e-9)
 
 
 def test_intervals_do_not_drift():

@@ -15,11 +15,12 @@ from made import session
 from test_report import NOW, QUIET, SIX, SSH
 
 from tcptools.cumulative import Cumulative
-from tcptools.report import PLAIN, csv_header, csv_lines, json_lines, plain
+from tcptools.options import Tcptop, parse
+from tcptools.report import PLAIN, Sessions, csv_header, csv_lines, json_lines, plain
 from tcptools.session import NO_UID, identify, ranked
 from tcptools.sums import FIELDS, OTHER, Sums, user
 from tcptools.table import lay_out
-from tcptools.view import State, frame
+from tcptop import Listing
 
 BUSY = session(5 << 20, 3 << 20, 182, b"sshd", "10.0.0.1", "192.0.2.9", (22, 4000), uid=0, cgroup=7)
 ALSO = session(1 << 20, 0, 182, b"sshd", "10.0.0.1", "192.0.2.9", (22, 4001), uid=0, cgroup=8)
@@ -103,13 +104,8 @@ def test_csv():
     )  # fmt: skip
 
 
-def test_the_live_view_shows_sums():
+def test_a_window_has_room_for_sums():
     kind, rows = sums("unit,remote")
-    lines = [line.text for line in frame(State(kind=kind), "", rows, "", 80, 24)]
-    assert lines[0].split() == ["UNIT", "RADDR", "SESSIONS", "RX_KB", "TX_KB"]
-    assert lines[1].split() == ["ssh.service", "192.0.2.9", "2", "6144", "3072"]
-    small = [line.text for line in frame(State(kind=kind), "", rows, "", 80, 4)]
-    assert small[-1].startswith("2 rows not shown, sorted by all")
     shown = lay_out(kind.columns, [kind.cells(row) for row in rows], 40)
     assert [len(line) <= 40 for line in shown] == [True] * 5
     assert shown[0].split()[-2:] == ["RX_KB", "TX_KB"]
@@ -130,6 +126,26 @@ def test_process_and_comm_have_one_column():
 def test_what_is_behind_the_end_of_a_name_makes_no_difference():
     some = [session(1, 0, comm=b"a\0" + rest) for rest in (b"", b"b", b"cd")]
     assert sums("comm", some)[1] == [(3, 0, ("a",), 3)]
+
+
+def test_a_unit_that_becomes_known():
+    names = {}
+    kinds = [Sums(["unit"], lambda _: names.get("unit", "-")),
+             Sessions(lambda _: names.get("unit", "-"), True)]  # fmt: skip
+    for kind in kinds:
+        names.clear()
+        assert "-" in kind.table(kind.of([SSH]))[-1].split()
+        names["unit"] = "ssh.service"
+        kind.forget()
+        assert "ssh.service" in kind.table(kind.of([SSH]))[-1].split()
+
+
+@pytest.mark.parametrize("by", FIELDS)
+def test_an_interval_has_nothing_of_those_before(by, monkeypatch):
+    monkeypatch.setattr("tcptools.sums.KEPT", 2)
+    kind = Sums([by], unit_of)
+    for some in (SOME, [SSH], [], SOME[::-1], SOME[:2]):
+        assert sorted(kind.of(some)) == sorted(Sums([by], unit_of).of(some))
 
 
 def test_users(monkeypatch):
@@ -238,6 +254,21 @@ def test_rows_since_the_start():
     assert add(first, second) == [(2, 4, ("a",), 1), (10, 20, ("b",), 1)]
     third = session(100, 0, comm=b"a", ports=(3, 4))
     assert add(third, second) == [(102, 4, ("a",), 2), (20, 40, ("b",), 1)]
+
+
+def test_sessions_since_the_start_keep_their_units(monkeypatch):
+    monkeypatch.setattr("tcptools.units.hierarchy", lambda: None)
+    listing = Listing(parse(Tcptop, ["--json", "--cumulative"]), lambda _: None)
+    processes = {181: "ssh.service"}
+    monkeypatch.setattr(
+        "tcptools.units._unit_of_process", lambda pid: processes.get(int.from_bytes(pid, "big"), "")
+    )
+    listing.add([SSH])
+    processes.clear()
+    for more in ([], [QUIET], []):
+        listing.add(more)
+        assert listing.kind.members(listing.shown[0])["unit"] == "ssh.service"
+    assert (len(listing.shown), listing.latest) == (2, [])
 
 
 def test_sessions_since_the_start():

@@ -213,7 +213,7 @@ def test_a_walk_has_the_paths_of_all_by_inode(tree):
 def test_an_id_that_is_none_has_no_path(tree):
     try:
         assert Hierarchy(Mount("/", str(tree))).path(12345) is None
-    except PermissionError:
+    except OSError:  # no CAP_DAC_READ_SEARCH, or no file system with handles
         pytest.skip("this needs CAP_DAC_READ_SEARCH")
 
 
@@ -260,6 +260,12 @@ def test_a_cgroup_that_is_gone_keeps_its_name(monkeypatch):
     assert tree.asked == [8, 9], "each is asked for once"
 
 
+def test_the_source_of_sessions_may_know_a_cgroup_that_has_gone(monkeypatch):
+    monkeypatch.setattr(units, "hierarchy", lambda: Tree({8: "/b.service"}))
+    found = Units({7: "/a.service", 8: "/other"}.get)
+    assert learnt(found, 7, 8, 9) == ["a.service", "b.service", NONE]
+
+
 def test_what_is_of_no_use_is_forgotten(monkeypatch):
     tree = Tree({})
     found = made(monkeypatch, tree)
@@ -277,6 +283,18 @@ def test_what_is_kept_is_bounded(monkeypatch):
     for start in range(2, 5000, 50):
         learnt(found, *range(start, start + 50))
         assert len(found._names) + len(found._older) <= 300
+    assert learnt(found, 9999) == [NONE]
+
+
+def test_more_cgroups_than_are_kept_are_not_looked_at_at_every_output(monkeypatch):
+    monkeypatch.setattr(units, "LIMIT", 10)
+    tree = Tree(dict.fromkeys(range(2, 90), "/a.service"))
+    found = made(monkeypatch, tree)
+    for _ in range(GENERATION - 1):
+        assert learnt(found, *range(2, 90)) == ["a.service"] * 88
+    assert (tree.walks, tree.asked) == (1, [])
+    learnt(found)
+    assert tree.walks == 2
 
 
 def test_without_the_capability_the_hierarchy_is_walked(monkeypatch):
@@ -293,7 +311,9 @@ def test_a_pod_whose_link_comes_later(monkeypatch, tmp_path):
     tree = Tree({7: f"/kubepods/pod{UID}/{C}"})
     found = made(monkeypatch, tree)
     assert learnt(found, 7) == [f"pod:{UID}/{C[:12]}"]
+    assert found.learn([session(cgroup=7)]) is False
     (tmp_path / f"web_prod_nginx-{C}.log").touch()
+    assert found.learn([session(cgroup=7)]) is True
     assert learnt(found, 7) == ["pod:prod/web/nginx"]
     tree.paths.clear()
     (tmp_path / f"web_prod_nginx-{C}.log").unlink()
@@ -313,10 +333,10 @@ def test_a_process_without_a_cgroup_v2(monkeypatch, tree, cgroup):
     monkeypatch.setattr(units, "_unit_of_process", of_process)
     found = made(monkeypatch, tree)
     sessions = [session(pid=pid, cgroup=cgroup) for pid in (5, 6, 7)]
-    found.learn(sessions)
+    assert found.learn(sessions) is True
     assert [found.of(identity) for _, _, identity in sessions] == ["a.service", NONE, NONE]
     texts.clear()
-    found.learn(sessions)
+    assert found.learn(sessions) is False
     assert found.of(sessions[0][2]) == "a.service", "its traffic was before its end"
     found.learn([])
     found.learn(sessions)

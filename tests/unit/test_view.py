@@ -457,6 +457,18 @@ def test_a_picture_held_still_stays_so_in_all_of_its_numbers():
     assert sizes(live.frame(80, 24)) == [10, 1], "and counting did not stop"
 
 
+def test_a_unit_that_becomes_known():
+    units = ["-"]
+    live = Live(State(), lambda _: units[0], units=True)
+    live.add(made.interval(), some(2))
+    assert live.frame(120, 24)[2].text.split()[2] == "-"
+    assert drawn(live, 120, 24, "bb")[2].text.split()[0] == "-"
+    units[0] = "pod:x"
+    live.forget()
+    assert live.frame(120, 24)[2].text.split()[:2] == ["pod:x", "2"]
+    assert text(drawn(live, 120, 24, ["b", "b", "b", "/", *"pod:"]))[2].split()[2] == "pod:x"
+
+
 # The end
 
 
