@@ -10,7 +10,7 @@ from typing import Any, Optional
 
 from tcptools import session
 from tcptools.filters import Filtering
-from tcptools.history import Picture
+from tcptools.history import Forgotten, Picture
 from tcptools.keys import State
 from tcptools.report import PLAIN, Rows, UnitOf, no_unit
 from tcptools.session import KEPT, SORT_ORDERS
@@ -92,9 +92,12 @@ class Ranking:
 class Gathering:
     """The rows that sessions make, a little at a time; there are none while it is `working`."""
 
-    def __init__(self, kind: Rows, sessions: Sequence[session.Session]) -> None:
+    def __init__(
+        self, kind: Rows, sessions: Sequence[session.Session], before: Optional[Forgotten] = None
+    ) -> None:
+        """`before` is what rows moved besides these sessions."""
         self._kind, self._sessions, self._next = kind, sessions, 0
-        self._sums: dict[Any, list[int]] = {}
+        self._sums = {key: [*moved] for key, moved in (before or {}).items()}
         self.working = kind.type != "session"
         self.rows: Sequence[Any] = () if self.working else sessions
 
@@ -231,7 +234,10 @@ class Listing:
         new = self._gathered[0] is None or self._gathered[0][0] != picture.number
         end = time.monotonic() + (PATIENCE if new else SHORT_PATIENCE)
         if self._gathered[0] != wanted:
-            self._gathered = (wanted, Gathering(kind, picture.moved(total)))
+            self._gathered = (
+                wanted,
+                Gathering(kind, picture.moved(total), picture.moved_before(kind, total)),
+            )
         gathering = self._gathered[1]
         gathering.work(end)
         if gathering.working:

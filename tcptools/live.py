@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The live view without its terminal: intervals and keys go in, frames come out."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from tcptools.details import of_session, of_sum
 from tcptools.history import History, Picture
 from tcptools.keys import State, handle
-from tcptools.listing import Listing
+from tcptools.listing import Gathering, Listing
 from tcptools.report import Interval, Rows, Sessions, UnitOf, no_unit
 from tcptools.session import Session
 from tcptools.sums import Sums
@@ -41,6 +42,7 @@ class Live:
         if by:
             kinds.insert(0, Sums(by, known))
         self.state = replace(state, kinds=tuple(kinds))
+        self._history.kinds = kinds
         self._listing = Listing(self._history.unit_of)
         self._shown = self._latest = Picture()
         # The rows of a picture's interval, and those since the start, by their keys.
@@ -103,10 +105,15 @@ class Live:
             row = next((row for row in picture.sessions if row[2] == key), nothing)
             return of_session(picture, row, self._history.unit_of)
         if self._moved[0] != (picture.number, kind):
-            sums = [{row[2]: row for row in kind.of(picture.moved(t))} for t in (False, True)]
-            self._moved = ((picture.number, kind), sums)
-        row, total = (sums.get(key, nothing) for sums in self._moved[1])
-        return of_sum(kind, picture, row, total)
+            both = []
+            for total in (False, True):
+                before = picture.moved_before(kind, total)
+                gathering = Gathering(kind, picture.moved(total), before)
+                gathering.work(math.inf)
+                both.append({row[2]: row for row in gathering.rows})
+            self._moved = ((picture.number, kind), both)
+        row, since = (rows.get(key, nothing) for rows in self._moved[1])
+        return of_sum(kind, picture, row, since)
 
     def remains(self, columns: int, lines: int) -> list[str]:
         """What is left of the last frame; nothing if there was no interval."""

@@ -97,8 +97,8 @@ def status(
     if hidden:
         count = f"{hidden} {noun}{'s' * (hidden != 1)} not shown"
         notices.append((count, f"{hidden} not shown", f"+{hidden}"))
-    if state.measure == "total" and picture.forgotten[2]:
-        received, sent, number = picture.forgotten
+    received, sent, number = picture.without_row(state.of)
+    if state.measure == "total" and number:
         moved = amount(received + sent)
         notices.append((f"{moved} of {number} sessions that are gone not shown", f"+{moved}"))
     hints = [f"from row {shown[0] + 1} on"] if shown[0] else []

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures of intervals: what came before stays known, as far as there is room."""
 
+import math
+
 from hypothesis import given
 from hypothesis import strategies as st
 from made import interval, session
 
 from tcptools.history import History
+from tcptools.listing import Gathering
+from tcptools.report import PLAIN, no_unit
+from tcptools.sums import Sums
 
 
 def test_totals_add_up_and_know_when_they_began():
@@ -57,15 +62,42 @@ def test_a_unit_that_nobody_knows_any_more():
     st.lists(st.lists(st.integers(1, 40), max_size=12, unique=True), max_size=12),
     st.integers(1, 20),
 )
-def test_what_is_forgotten_is_known_in_sum(intervals, limit):
-    history = History(limit=limit)
-    received = sent = 0
+def test_what_is_forgotten_stays_in_the_sums(intervals, limit):
+    history = History(limit=limit, rows_limit=limit)
+    by_unit, by_process = Sums(("user",), no_unit), Sums(("process",), no_unit)
+    history.kinds = (PLAIN, by_unit, by_process)
+    everything = []
     for pids in intervals:
-        sessions = [session(pid * 7, pid, pid=pid) for pid in pids]
-        received, sent = received + sum(pids) * 7, sent + sum(pids)
+        sessions = [session(pid * 7, pid, pid=pid, uid=0) for pid in pids]
+        everything += sessions
         picture = history.add(interval(), sessions)
         totals = picture.moved(True)
         assert {one[2] for one in sessions} | set(picture.quiet) <= {one[2] for one in totals}
-        assert sum(one[0] for one in totals) + picture.forgotten[0] == received
-        assert sum(one[1] for one in totals) + picture.forgotten[1] == sent
         assert len(totals) <= max(limit, len(sessions) + len(picture.quiet))
+        for kind in history.kinds:
+            before, (received, sent, _) = (
+                picture.moved_before(kind, True),
+                picture.without_row(kind),
+            )
+            assert len(before) <= limit and picture.moved_before(kind, False) == {}
+            received += sum(one[0] for one in [*totals, *before.values()])
+            sent += sum(one[1] for one in [*totals, *before.values()])
+            assert received == sum(one[0] for one in everything)
+            assert sent == sum(one[1] for one in everything)
+        gathering = Gathering(by_unit, totals, picture.moved_before(by_unit, True))
+        gathering.work(math.inf)
+        exact = [row[:3] for row in by_unit.of(everything)]
+        assert [row[:3] for row in gathering.rows] == exact, "one user has all"
+
+
+def test_the_largest_rows_of_what_is_forgotten_are_kept():
+    history = History(limit=4, rows_limit=4)
+    kind = Sums(("process",), no_unit)
+    history.kinds = (kind,)
+    for pid in range(1, 20):
+        history.add(interval(), [session(pid, pid=pid)])
+    picture = history.add(interval(), [])
+    kept = sorted(pid for pid, _ in picture.moved_before(kind, True))
+    rest = 19 - len(picture.totals)
+    assert kept == list(range(rest - len(kept) + 1, rest + 1)) and 2 <= len(kept) <= 4
+    assert picture.without_row(kind)[2] == rest - len(kept)

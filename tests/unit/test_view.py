@@ -15,6 +15,7 @@ from wcwidth import wcswidth
 from tcptools import details, diagnosis
 from tcptools.keys import HELP, KEYS, State
 from tcptools.live import Live
+from tcptools.report import no_unit
 from tcptools.session import CGROUP
 from tcptools.status import one_line
 from tcptools.table import ENOUGH
@@ -435,13 +436,18 @@ def test_totals_are_of_all_sessions_since_the_start():
 
 
 def test_what_is_not_in_the_totals_any_more_is_reported():
-    with mock.patch("tcptools.history.History.__init__.__defaults__", (lambda _: "-", 4)):
+    with mock.patch("tcptools.history.History.__init__.__defaults__", (no_unit, 4, 4)):
         live = view(measure="total")
     for number in range(1, 8):
         live.add(made.interval(), [session(number)])
     found = live.frame(120, 24)
     assert sizes(found) == [7, 6, 5]
     assert found[-1].text.startswith("10.0K of 4 sessions that are gone not shown, h help")
+    found = drawn(live, 120, 24, "bbb")  # by remote host
+    assert found[2].text.split() == ["192.168.100.200", "7", "28.0K", "0"], "a sum has them all"
+    assert found[-1].text == HINTS
+    found = drawn(live, 120, 24, [DOWN, "\n"])
+    assert "7,168 bytes in 1.0 s, 7.0K/s; 28,672 since the start" in "".join(text(found))
 
 
 def test_a_picture_held_still_stays_so_in_all_of_its_numbers():
