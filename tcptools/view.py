@@ -187,7 +187,8 @@ def _scrolled(text: Sequence[Line], state: State, columns: int, lines: int) -> l
         return list(text)
     room = max(1, lines - 1)
     hidden = len(text) - room
-    notices = [(f"{hidden} lines not shown", f"+{hidden}")] if hidden > 0 else []
+    notices = [("PAUSED, space goes on", "PAUSED")] if state.paused and not state.help else []
+    notices += [(f"{hidden} lines not shown", f"+{hidden}")] if hidden > 0 else []
     more = "PgDn more" if hidden > 0 else ""
     hints = ["arrows move", "other keys return"] if state.help else ["Enter returns", more]
     last = one_line(notices, [*hints, "" if state.help else "arrows other rows"], columns)
