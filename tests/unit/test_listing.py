@@ -17,9 +17,11 @@ from tcptools.report import PLAIN
 from tcptools.session import CGROUP
 from tcptools.sums import Sums
 
-rows_of_few_sizes = st.lists(
-    st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(0, 1 << 20)),
-    max_size=60, unique_by=itemgetter(2),
+rows_of_few_sizes = st.integers(0, 40).flatmap(
+    lambda least: st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(0, 1 << 20)),
+        min_size=least, max_size=60, unique_by=itemgetter(2),
+    )
 )  # fmt: skip
 
 
@@ -30,6 +32,12 @@ def test_a_part_of_an_order_is_that_of_the_whole(rows, largest, first, count):
     assert ranking.part(first, first + count) == whole[first : first + count]
     assert [ranking.find(row[2]) for row in whole] == list(range(len(whole)))
     assert ranking.find(-1) is None
+
+
+def test_a_few_of_many_of_the_same_size():
+    rows = [(7, 0, (n * 7919) % 1000) for n in range(1000)]
+    assert [row[2] for row in Ranking(rows, itemgetter(0), True).part(3, 6)] == [3, 4, 5]
+    assert [row[2] for row in Ranking(rows, itemgetter(0), False).part(900, 903)] == [900, 901, 902]
 
 
 def unit_of(identity):

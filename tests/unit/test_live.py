@@ -226,3 +226,21 @@ def test_a_filter_goes_on_while_keys_are_waited_for(terminal, monkeypatch):
         assert sizes(terminal.seen()) == list(range(29, 19, -1))
         view.show(HEAD, some(30))
         assert not view._live.working, "an interval is drawn when it is complete"
+
+
+def test_a_sum_goes_on_while_keys_are_waited_for(terminal, monkeypatch):
+    monkeypatch.setattr(listing, "SHORT_PATIENCE", 0)
+    monkeypatch.setattr(listing, "PORTION", 1)
+    with screen_on(terminal) as view:
+        view.show(HEAD, some(30))
+        seen = pressed(view, terminal, b"b")
+        assert "working.." in seen[-1] and seen[2] == "", "a part of a sum is not seen"
+        end = time.monotonic() + 60
+        while view._live.working:
+            assert view.wait(0.01) is Wake.TIME and time.monotonic() < end
+        seen = terminal.seen()
+        assert "SESSIONS" in seen[2] and "1030 " in seen[3]
+        pressed(view, terminal, b"bb")
+        while view._live.working:
+            assert view.wait(0.01) is Wake.TIME and time.monotonic() < end
+        assert terminal.seen()[3].split() == ["10.0.0.2", "30", "465K", "0"]

@@ -364,7 +364,8 @@ def test_the_selection_goes_with_its_session():
     live.add(made.interval(), [session(100), *some(29), session(31)])
     found = live.frame(80, 24)
     assert sizes(found)[:4] == [100, 31, 29, 28] and selected(found) == 29
-    live.add(made.interval(), [session(29 << 5)] + [session(n + 100) for n in range(25)])
+    for _ in range(3):
+        live.add(made.interval(), [session(29 << 5)] + [session(n + 100) for n in range(25)])
     assert "29.0K" not in "".join(text(live.frame(80, 24))), "it is quiet"
     [line] = [line for line in live.frame(80, 40) if line.style is Style.SELECTED]
     assert line.text.split()[-2:] == ["0", "0"], "and stays as long as it is selected"
