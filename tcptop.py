@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Optional
 
-from tcptools import command, report
+from tcptools import command, report, sources
 from tcptools.command import Command, Wake
 from tcptools.cumulative import Cumulative
 from tcptools.kernel import Scope
@@ -36,7 +36,6 @@ from tcptools.options import Tcptop
 from tcptools.report import Rows, Sessions, no_unit
 from tcptools.screen import Screen, usable
 from tcptools.session import SORT_ORDERS, Session, ranked
-from tcptools.sources.traffic import Traffic, tool
 from tcptools.sums import Sums
 from tcptools.units import Units
 
@@ -158,12 +157,12 @@ class Pace:
 
 
 def run(options: Tcptop, scope: Scope) -> int:
-    """Trace, and report every interval, until the count is reached or a signal comes.
+    """Watch, and report every interval, until the count is reached or a signal comes.
 
     The exit status, OVER if a row was over the limit.
     """
     live = options.form == "text" and not options.noclear and usable(1)
-    traffic = Traffic(options, scope)
+    traffic = sources.sessions(options, scope)
     this = Command("tcptop")
     listing = Listing(options, traffic.cgroup_path, live)
     kind = listing.kind
@@ -220,7 +219,7 @@ def run(options: Tcptop, scope: Scope) -> int:
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """The exit status."""
-    return command.main(Tcptop, tool, run, arguments)
+    return command.main(Tcptop, sources.program, run, arguments)
 
 
 if __name__ == "__main__":

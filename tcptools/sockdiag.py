@@ -240,5 +240,6 @@ def open_socket() -> socket.socket:
         return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
     except OSError as error:
         raise Failure(
-            f"this kernel has no socket diagnosis ({error.strerror}); it takes CONFIG_INET_DIAG"
+            f"there is no socket diagnosis here ({error.strerror}); it takes a kernel with"
+            " CONFIG_INET_DIAG, and a sandbox that lets it through"
         ) from None

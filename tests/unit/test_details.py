@@ -128,10 +128,10 @@ def test_a_session_of_another_network_namespace():
 def test_command_lines():
     command = [sys.executable, "-c", "input()", "a b", "\x1b[2J", "\udcff", "", "end", ""]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
-        with open(f"/proc/{process.pid}/comm") as file:
-            comm = file.read().rstrip("\n")
         while b"input" not in open(f"/proc/{process.pid}/cmdline", "rb").read():
             pass  # it is not there yet
+        with open(f"/proc/{process.pid}/comm") as file:
+            comm = file.read().rstrip("\n")
         expected = f"{sys.executable} -c input() a b \x1b[2J \ufffd  end"
         assert command_line(process.pid, comm) == expected
         assert command_line(process.pid, "other") == f"process {process.pid} is {comm} now"

@@ -146,6 +146,7 @@ def test_an_interval_has_nothing_of_those_before(by, monkeypatch):
     kind = Sums([by], unit_of)
     for some in (SOME, [SSH], [], SOME[::-1], SOME[:2]):
         assert sorted(kind.of(some)) == sorted(Sums([by], unit_of).of(some))
+        assert len(kind._groups) <= 2 and len(kind._groups.by_values) <= 2
 
 
 def test_users(monkeypatch):
@@ -296,6 +297,16 @@ def test_rows_since_the_start_are_bounded_and_none_is_lost():
     assert kind.count(rows) == 3000 + 1
 
 
+def test_a_session_counts_once_however_many_there_have_been():
+    kind = Sums(["comm"], unit_of)
+    since = Cumulative(kind, 4)
+    for port in range(1, 12):
+        for _ in range(2):
+            some = [session(1, 0, ports=(1, port))]
+            [row] = since.add(some, kind.of(some))
+            assert row == (row[0], 0, ("sshd",), port)
+
+
 def test_the_rest_of_the_sessions_is_a_row():
     [_, line] = PLAIN.table([PLAIN.rest(2048, 0, 7)])
     assert line.split() == ["0", "other", "0.0.0.0:0", "0.0.0.0:0", "2", "0"]
@@ -304,8 +315,9 @@ def test_the_rest_of_the_sessions_is_a_row():
 @pytest.mark.parametrize("limit", [1, 2, 3])
 def test_any_limit_will_do(limit):
     since = Cumulative(PLAIN, limit)
-    rows = []
+    rows, one = [], session()
     for port in range(1, 9):
         one = session(1, 0, ports=(1, port))
         rows = since.add([one], [one])
     assert sum(row[0] for row in rows) == 8 and len(rows) <= limit + 1
+    assert (1, 0, one[2]) in rows, "the last one was active"
