@@ -67,6 +67,9 @@ def test_what_waits_to_be_sent(connection):
 def test_a_session_that_has_gone_is_not_the_socket_that_listens(connection):
     server, client = connection
     identity = identity_of(server)
+    laddr, lport = server.getsockname()[:2]
+    never = made.session(0, 0, os.getpid(), b"x", laddr, laddr, (lport, 1))[2]
+    assert diagnose(never) is None
     server.close()
     client.close()
     assert diagnose(identity) is None
