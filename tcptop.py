@@ -30,6 +30,8 @@ from tcptools import command, report, sources
 from tcptools.command import Command, Wake
 from tcptools.cumulative import Cumulative
 from tcptools.kernel import Scope
+from tcptools.keys import State
+from tcptools.live import Live
 from tcptools.options import Tcptop
 from tcptools.report import Rows, Sessions, no_unit
 from tcptools.screen import Screen, usable
@@ -56,29 +58,49 @@ class Listing:
     """What outputs list, as the command line wants it.
 
     kind: what the rows are; latest: those of the last interval; shown: the same, or those since
-    the start.
+    the start, if there is a `since`.
     """
 
-    def __init__(self, options: Tcptop, path_of: Callable[[int], Optional[str]]) -> None:
-        """`path_of` may know the path of a cgroup that has gone, see Units."""
-        self._units = Units(path_of) if options.has_units else None
-        unit_of = self._units.of if self._units else no_unit
+    def __init__(
+        self, options: Tcptop, path_of: Callable[[int], Optional[str]], live: bool = False
+    ) -> None:
+        """`path_of` may know the path of a cgroup that has gone, see Units; the live view asks for
+        units at any time, and adds up what was moved since the start itself.
+        """
+        self._units = Units(path_of) if options.has_units or live else None
+        unit_of = self._unit_of = self._units.of if self._units else no_unit
+        self._live: Optional[Live] = None
         self.kind: Rows = (
             Sums(options.by, unit_of) if options.by else Sessions(unit_of, options.units)
         )
-        self._since = Cumulative(self.kind, options.max_sessions) if options.cumulative else None
+        self.since: Optional[Cumulative] = None
+        if options.cumulative and not live:
+            self.since = Cumulative(self.kind, options.max_sessions)
         # Sessions of before are shown again, with their units; sums have them as values.
         self._again = options.cumulative and not options.by
         self.latest: list[Any] = []
         self.shown: list[Any] = []
 
+    def view(self, options: Tcptop) -> Live:
+        """The live view of this as it begins."""
+        state = State(
+            order=options.sort,
+            rows=options.rows,
+            interval=float(options.interval),
+            measure="total" if options.cumulative else "rate",
+        )
+        self._live = Live(state, self._unit_of, options.by, options.units)
+        return self._live
+
     def add(self, sessions: list[Session]) -> None:
         """Go on with the sessions of an interval that has just ended."""
         if self._units and self._units.learn([*sessions, *(self.shown if self._again else ())]):
             self.kind.forget()
+            if self._live:
+                self._live.forget()
         self.latest = self.shown = self.kind.of(sessions)
-        if self._since:
-            self.shown = self._since.add(sessions, self.latest)
+        if self.since:
+            self.shown = self.since.add(sessions, self.latest)
 
 
 def alarm(options: Tcptop, kind: Rows, rows: list[Any], seconds: float) -> str:
@@ -111,14 +133,38 @@ def following(due: int, elapsed: float, interval: float) -> int:
     return max(due + 1, int(elapsed / interval) + 1)
 
 
+class Pace:
+    """When intervals end, and how long they were, in seconds."""
+
+    def __init__(self, interval: float) -> None:
+        self._interval, self._due = interval, 0
+        self.start = self._began = self._last = time.monotonic()
+
+    def left(self) -> float:
+        """How much is left until the next one ends."""
+        elapsed = time.monotonic() - self._began
+        self._due = following(self._due, elapsed, self._interval)
+        return self._due * self._interval - elapsed
+
+    def change(self, interval: float) -> None:
+        """Have them be so long from now on: the running one, too, from its beginning."""
+        self._interval, self._due, self._began = interval, 0, self._last
+
+    def end(self) -> float:
+        """The length of the one that ends now."""
+        last, self._last = self._last, time.monotonic()
+        return self._last - last
+
+
 def run(options: Tcptop, scope: Scope) -> int:
     """Watch, and report every interval, until the count is reached or a signal comes.
 
     The exit status, OVER if a row was over the limit.
     """
+    live = options.form == "text" and not options.noclear and usable(1)
     traffic = sources.sessions(options, scope)
     this = Command("tcptop")
-    listing = Listing(options, traffic.cgroup_path)
+    listing = Listing(options, traffic.cgroup_path, live)
     kind = listing.kind
     command.report_notes(this, traffic.warnings, traffic.notes if options.verbose else [])
     # A few cycles come up in an interval; to look for them among its sessions, which are all
@@ -130,36 +176,35 @@ def run(options: Tcptop, scope: Scope) -> int:
         this.say(report.csv_header(kind))
     elif options.form == "text":
         this.say(f"Tracing... Output every {options.interval} secs. Hit Ctrl-C to end\n")
-        if not options.noclear and usable(1):
-            view = Screen(this, options.sort, options.rows, kind)
-    interval = float(options.interval)
-    began = previous = time.monotonic()
-    outputs, due, all_missed, over = 0, 0, 0, ""
+        if live:
+            view = Screen(this, listing.view(options))
+    pace = Pace(float(options.interval))
+    outputs, all_missed, over = 0, 0, ""
     wait = view.wait if view else this.wait
     with view or nullcontext():
         while outputs < options.count and not over:
+            woken = wait(pace.left())
+            if view and woken is Wake.CHANGED:
+                pace.change(view.interval)
+                continue
             outputs += 1
-            elapsed = time.monotonic() - began
-            due = following(due, elapsed, interval)
-            woken = wait(due * interval - elapsed)
             if view and woken is Wake.ENDED:
                 break  # the last whole interval stays to be seen
             sessions, missed = traffic.drain()
             all_missed += missed
             listing.add(sessions)
-            now = time.monotonic()
+            length = pace.end()
             if woken is not Wake.ENDED:  # what is cut short says nothing of a second
-                over = alarm(options, kind, listing.latest, now - previous)
+                over = alarm(options, kind, listing.latest, length)
             ended = report.Interval(
                 time=time.time(),
-                length=now - (began if options.cumulative else previous),
+                length=time.monotonic() - pace.start if listing.since else length,
                 clock=time.strftime("%H:%M:%S"),
                 loadavg="" if options.nosummary else load_average(),
-                missed=all_missed if options.cumulative else missed,
+                missed=all_missed if listing.since else missed,
             )
-            previous = now
             if view:
-                view.show(report.summary(ended), listing.shown, missed_note(all_missed))
+                view.show(ended, sessions, missed_note(all_missed))
                 continue
             this.say(text_of(options, kind, listing.shown, ended))
             if missed and options.form != "json":

@@ -38,6 +38,7 @@ class Wake(enum.Enum):
 
     TIME = "the time has passed"
     TYPED = "a key was typed"
+    CHANGED = "the interval is to be another"
     RESIZED = "the window has another size"
     ENDED = "a signal says that it is enough"
 

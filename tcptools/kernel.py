@@ -204,6 +204,22 @@ def network_namespaces() -> Iterator[None]:
             os.close(namespace)
 
 
+@contextmanager
+def network_namespace_of(pid: int) -> Iterator[None]:
+    """Be in the network namespace of a process, or stay in our own if that cannot be entered."""
+    try:
+        namespace = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY)
+    except OSError:
+        yield
+        return
+    try:
+        with _restored_namespace() as libc:
+            libc.setns(namespace, CLONE_NEWNET)
+            yield
+    finally:
+        os.close(namespace)
+
+
 def enters_namespaces() -> bool:
     """Whether we may enter a network namespace, our own as well as others (setns(2))."""
     with _restored_namespace() as libc, open("/proc/self/ns/net", "rb") as home:

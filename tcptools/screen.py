@@ -7,19 +7,21 @@ these few of ECMA-48 and xterm, while the host one logs in to often lacks the te
 
 import os
 import signal
-import sys
 import termios
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, NamedTuple, Optional
+from typing import Any, Optional
 
 from tcptools import Failure
 from tcptools.command import Command, OutputError, Wake, terminal_encoding
-from tcptools.report import PLAIN, Rows
+from tcptools.keys import decode
+from tcptools.live import Live
+from tcptools.report import Interval
+from tcptools.session import Session
 from tcptools.table import width
-from tcptools.view import Line, State, Style, decode, frame, handle, remains
+from tcptools.view import Line, Style
 
 # The alternate screen, without a cursor; and back. A terminal that has no alternate screen
 # ignores the request, so that what was drawn is wiped first, where the cursor starts from.
@@ -30,7 +32,16 @@ LEAVE = "\033[m\033[H\033[J" + RESTORE
 # spoils its own line only.
 BEGIN, END = "\033[?7l\033[H", "\033[?7h"
 ERASE_TO_END, NORMAL = "\033[K", "\033[m"
-PAINT = {Style.PLAIN: "", Style.HEADING: "\033[7m"}
+PAINT = {
+    Style.PLAIN: "",
+    Style.HEADING: "\033[7m",
+    Style.SELECTED: "\033[7;36m",
+    Style.NEW: "\033[1m",
+    Style.QUIET: "\033[2m",
+}
+# What stands out from a heading; and what of a row without colours.
+BARS = (Style.HEADING, Style.SELECTED)
+MARKED, REVERSE = "\033[0;1m", "\033[7m"
 
 # Seconds for which a terminal that takes nothing (Ctrl-S) is waited for: when a frame is drawn,
 # when one that had no room is tried again, how often that is, and when it is given back.
@@ -39,6 +50,8 @@ PATIENCE, RETRY_PATIENCE, RETRY, LEAVING_PATIENCE = 1.0, 0.3, 0.5, 0.2
 ESCAPE = 0.25
 
 KEYBOARD, OUTPUT = 0, 1
+# Terminals whose font has no blocks for sparklines.
+WITHOUT_BLOCKS = ("linux",)
 
 
 def usable(output: int) -> bool:
@@ -66,20 +79,18 @@ def in_foreground(fd: int) -> bool:
 def painted(lines: Sequence[Line], columns: int, colors: bool) -> str:
     """The text that draws a whole frame over another one, whatever state that was left in."""
     drawn = []
-    for text, style in lines:
-        paint = PAINT[style] if colors else ""
+    for text, style, (begin, end) in lines:
+        paint = PAINT[style] if colors else REVERSE if style is Style.SELECTED else ""
+        left = columns - width(text)
+        line = text
+        if paint and begin < end:
+            line = f"{text[:begin]}{MARKED}{text[begin:end]}{NORMAL}{paint}{text[end:]}"
+        if paint and style in BARS:
+            line += " " * left
+            left = 0
         # A line of full width leaves the cursor on its last column, not behind it.
-        erase = ERASE_TO_END if width(text) < columns else ""
-        drawn.append(f"{paint}{text}{NORMAL if paint else ''}{erase}")
+        drawn.append(f"{paint}{line}{NORMAL if paint else ''}{ERASE_TO_END if left > 0 else ''}")
     return NORMAL + BEGIN + "\r\n".join(drawn) + END
-
-
-class Interval(NamedTuple):
-    """What there is to be seen of an interval, see Screen.show()."""
-
-    head: str
-    rows: list[Any]
-    note: str
 
 
 class Screen:
@@ -88,10 +99,8 @@ class Screen:
     It is left as it was found, with what was last shown below what was there before.
     """
 
-    def __init__(
-        self, command: Command, order: str = "all", rows: int = sys.maxsize, kind: Rows = PLAIN
-    ) -> None:
-        """Show at most `rows` of a kind in a sort order; keys if standard input is a terminal too.
+    def __init__(self, command: Command, live: Live) -> None:
+        """Show a view, with keys if standard input is a terminal too.
 
         Raises Failure if the library that knows the width of characters is missing.
         """
@@ -102,7 +111,13 @@ class Screen:
                 "the live view needs the library wcwidth; install python3-wcwidth, or use -C"
             ) from None
         self._command = command
-        self._state = State(order, rows, os.isatty(KEYBOARD), terminal_encoding(), kind)
+        live.state = replace(
+            live.state,
+            keyboard=os.isatty(KEYBOARD),
+            encoding=terminal_encoding(),
+            blocks=os.environ.get("TERM") not in WITHOUT_BLOCKS,
+        )
+        self._live = live
         self._mode: Optional[list[Any]] = None  # the keyboard's as found, while it is another
         # The beginning of a key, and when it is one: a time of the monotonic clock.
         self._typed, self._typed_until = b"", 0.0
@@ -111,9 +126,6 @@ class Screen:
         self._drawn = self._entered = self._complete = False
         self._try_again = 0.0
         self._stopped_drawn = self._closed = False
-        # What is to be seen, and what has come in since.
-        self._shown: Optional[Interval] = None
-        self._latest: Optional[Interval] = None
 
     def __enter__(self) -> "Screen":
         self._command.hold_terminal(self._leave, self._resume)
@@ -126,26 +138,31 @@ class Screen:
             # What went wrong, if anything did, must not be hidden by a terminal that has gone.
             with suppress(OSError, OutputError):
                 self._give_back(PATIENCE)
-                if self._shown:
-                    lines = remains(self._state, *self._shown, *window(OUTPUT))
-                    self._write("".join(line + "\n" for line in lines), PATIENCE)
+                lines = self._live.remains(*window(OUTPUT))
+                self._write("".join(line + "\n" for line in lines), PATIENCE)
         finally:
             self._command.release_terminal()
 
-    def show(self, head: str, rows: list[Any], note: str = "") -> None:
+    @property
+    def interval(self) -> float:
+        """The seconds that an interval is to take."""
+        return self._live.state.interval
+
+    def show(self, interval: Interval, sessions: Sequence[Session], note: str = "") -> None:
         """Draw an interval, or keep it back while paused.
 
-        `head` are the lines above the table, `rows` all there are in any order, `note`
-        is for the status line.
+        `sessions` are all there are, in any order, `note` is for the status line.
         """
-        self._latest = Interval(head, rows, note)
+        self._live.add(interval, sessions, note)
         self._draw()
 
     def wait(self, seconds: float) -> Wake:
         """Wait for so long, or until it is to end, and act meanwhile on keys and a new size.
 
-        Raises BrokenPipeError if the terminal has gone away.
+        It also ends if the interval is to be another. Raises BrokenPipeError if the terminal has
+        gone away.
         """
+        interval = self.interval
         end = time.monotonic() + seconds
         while True:
             due = min(
@@ -153,7 +170,7 @@ class Screen:
                 self._typed_until if self._typed else end,
                 self._try_again if self._unfinished else end,
             )
-            left = max(0.0, due - time.monotonic())
+            left = 0.0 if self._live.working else max(0.0, due - time.monotonic())
             woken = self._command.wait(left, KEYBOARD if self._mode else None)
             if woken is Wake.ENDED:
                 return woken
@@ -161,8 +178,13 @@ class Screen:
                 self._read()
             if self._typed and time.monotonic() >= self._typed_until:
                 self._act(b"", complete=True)
-            if self._state.quit:
+            if self._live.state.quit:
                 return Wake.ENDED
+            if self.interval != interval:
+                return Wake.CHANGED
+            if self._live.working:
+                self._live.work()
+                self._draw()
             if (self._drawn and woken is Wake.RESIZED) or self._unfinished:
                 self._draw()
             if time.monotonic() >= end:
@@ -178,27 +200,23 @@ class Screen:
             self._act(typed)
         else:  # hung up
             self._mode = None
-            self._state = replace(self._state, keyboard=False)
+            self._live.state = replace(self._live.state, keyboard=False)
             self._typed = b""
 
     def _act(self, typed: bytes, complete: bool = False) -> None:
         """Act on what was typed, which may begin or end within a key; see decode()."""
         keys, self._typed = decode(self._typed + typed, complete)
         self._typed_until = time.monotonic() + ESCAPE
-        for key in keys:
-            self._state = handle(self._state, key)
-            if self._state.quit:
-                return
         if keys:
-            self._draw()
+            self._live.type(keys)
+            if not self._live.state.quit:
+                self._draw()
 
     def _draw(self) -> None:
         """Draw the window anew, in one write, so that nothing flickers.
 
         A terminal that takes nothing does not get the frame; wait() tries it again.
         """
-        if not self._state.paused:
-            self._shown = self._latest
         if self._unfinished and time.monotonic() < self._try_again:
             return
         self._try_again = time.monotonic() + RETRY
@@ -206,9 +224,8 @@ class Screen:
             return
         self._set_keyboard()
         columns, lines = window(OUTPUT)
-        shown = self._shown or Interval("", [], "")
         colors = not os.environ.get("NO_COLOR")
-        text = painted(frame(self._state, *shown, columns, lines), columns, colors)
+        text = painted(self._live.frame(columns, lines), columns, colors)
         patience = RETRY_PATIENCE if self._unfinished else PATIENCE
         self._drawn, self._complete = True, False
         try:
@@ -224,12 +241,12 @@ class Screen:
         return self._drawn and not self._complete
 
     def _write(self, text: str, patience: float) -> None:
-        data = text.encode(self._state.encoding, "replace")
+        data = text.encode(self._live.state.encoding, "replace")
         self._command.write(data, patience, piece=len(data))
 
     def _set_keyboard(self) -> None:
         """Have keys come one by one and unseen; Ctrl-C and Ctrl-Z stay signals."""
-        if not self._state.keyboard or self._mode or not in_foreground(KEYBOARD):
+        if not self._live.state.keyboard or self._mode or not in_foreground(KEYBOARD):
             return
         with suppress(termios.error):
             mode = termios.tcgetattr(KEYBOARD)

@@ -1,37 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The live view without its terminal: keys change a state, a state has a frame. Pure functions."""
+"""What a window shows of the live view: a state and the rows make a frame. Pure functions."""
 
 import enum
 import re
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-from tcptools.report import PLAIN, Rows
-from tcptools.session import SORT_ORDERS, ranked
-from tcptools.table import cut, lay_out, visible
+from tcptools.figures import amount
+from tcptools.history import Picture
+from tcptools.keys import HELP, State
+from tcptools.listing import Listed, texts
+from tcptools.status import GAP, head, one_line, status
+from tcptools.table import Column, cut, lay_out, visible
 
 # A smaller window than a heading, three rows and the status line need does without the head.
 LEAST_LINES = 5
-
-
-@dataclass(frozen=True)
-class State:
-    """What the user has chosen, and what the terminal can do.
-
-    rows: show no more than that; keyboard: whether keys are read at all; encoding: of
-    the terminal, "utf-8" or "ascii"; kind: what rows are.
-    """
-
-    order: str = "all"
-    rows: int = sys.maxsize
-    keyboard: bool = True
-    encoding: str = "utf-8"
-    kind: Rows = PLAIN
-    paused: bool = False
-    help: bool = False
-    quit: bool = False
+# What the last two columns are, by what numbers show.
+MOVED = {
+    measure: (
+        Column(headings[0], 6, right=True, last=5, essential=True),
+        Column(headings[1], 6, right=True, last=4, essential=True),
+    )
+    for measure, headings in {
+        "rate": ("RX/s", "TX/s"), "interval": ("RX_KB", "TX_KB"), "total": ("RX", "TX"),
+    }.items()
+}  # fmt: skip
+# The headings of sort orders that are no columns' names.
+SORTED = {"received": 0, "sent": 1}
 
 
 class Style(enum.Enum):
@@ -39,186 +35,196 @@ class Style(enum.Enum):
 
     PLAIN = enum.auto()
     HEADING = enum.auto()
+    SELECTED = enum.auto()
+    NEW = enum.auto()
+    QUIET = enum.auto()
 
 
 class Line(NamedTuple):
-    """A line of a frame, not wider than the window."""
+    """A line of a frame, not wider than the window; `mark` is a part that stands out from it."""
 
     text: str
     style: Style = Style.PLAIN
+    mark: tuple[int, int] = (0, 0)
 
 
-@dataclass(frozen=True)
-class Key:
-    """What a key does.
-
-    sent: what the terminal may send for it, as decode() has it; name and help: for the help;
-    hint: for the status line.
-    """
-
-    sent: tuple[str, ...]
-    name: str
-    help: str
-    hint: Callable[[State], str]
-    does: Callable[[State], State]
+# A name, and what is known under it: what the details of a row are made of.
+Fact = tuple[str, str]
 
 
-def _next_order(state: State) -> State:
-    orders = list(SORT_ORDERS)
-    return replace(state, order=orders[(orders.index(state.order) + 1) % len(orders)])
+class Layout(NamedTuple):
+    """What has room in a window: lines above the table, rows, whether a heading; the last line."""
+
+    head: list[str]
+    rows: int
+    heading: bool
+    status: str
 
 
-KEYS = (
-    Key(("h", "?"), "h, ?", "this help", lambda _: "h help", lambda s: replace(s, help=True)),
-    Key(("q",), "q", "quit", lambda _: "q quit", lambda s: replace(s, quit=True)),
-    Key(
-        ("s",), "s", "sort by the next of: " + ", ".join(SORT_ORDERS),
-        lambda _: "s sort", _next_order,
-    ),
-    Key(
-        (" ",), "space", "hold the picture still, and go on; counting does not stop",
-        # How to go on has its place at the beginning of the line.
-        lambda state: "" if state.paused else "space pause",
-        lambda state: replace(state, paused=not state.paused),
-    ),
-)  # fmt: skip
-
-HELP = [
-    "Keys:",
-    "",
-    *(f"  {key.name:<{max(len(key.name) for key in KEYS)}}  {key.help}" for key in KEYS),
-    "",
-    "Any key returns.",
-]
-
-# What is one key: a function key of Linux' console, a sequence of ECMA-48 (CSI), of a keypad
-# (SS3), Alt and a character, each with one more escape for Alt in some terminals; a character.
-# What is interrupted ends there.
-_CHARACTER = rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}"
-_KEY = re.compile(
-    rb"\033+\[\[[^\033]|\033+\[[0-?]*[ -/]*[@-~]?|\033+O[0-9;]*[@-~]?|\033*(?:%s)|\033+[^\033]?|."
-    % _CHARACTER,
-    re.DOTALL,
-)
-_BEGINNING = re.compile(
-    rb"\033+(?:\[\[?|\[[0-?]*[ -/]*|O[0-9;]*)?"
-    rb"|\033*(?:[\xc2-\xf4]|[\xe0-\xf4][\x80-\xbf]|[\xf0-\xf4][\x80-\xbf]{2})"
-)
-
-
-def decode(typed: bytes, complete: bool = False) -> tuple[list[str], bytes]:
-    """The keys in what was typed, and the bytes at its end that are the beginning of one.
-
-    If it is `complete`, because no more came for a while, such a beginning is a key, too. A
-    character is its own key; whatever else one key sends is one, so that no letter in it is.
-    """
-    keys = []
-    while typed and (complete or not _BEGINNING.fullmatch(typed)):
-        found = _KEY.match(typed)
-        assert found, "any byte is a key"
-        keys.append(found[0].decode("utf-8", "replace"))
-        typed = typed[found.end() :]
-    return keys, typed
-
-
-def handle(state: State, key: str) -> State:
-    """The state after a key."""
-    if state.help:
-        return replace(state, help=False)
-    for one in KEYS:
-        if key in one.sent:
-            return one.does(state)
-    return state
-
-
-def one_line(notices: Sequence[Sequence[str]], hints: Sequence[str], columns: int) -> str:
-    """A status line that is not wider than so many columns: no part of it is cut.
-
-    Each of the notices, the most important first, comes in one of its wordings, of which the
-    first is the longest. What has no room at all is left out, hints before notices.
-    """
-    # The last one is put shortly first; none is for the second time before all are.
-    places = range(len(notices))
-    chosen = [0 for _ in places]
-    while len(", ".join(notices[i][chosen[i]] for i in places)) > columns:
-        long = [i for i in places if chosen[i] + 1 < len(notices[i])]
-        if not long:
-            break
-        chosen[min(reversed(long), key=lambda i: chosen[i])] += 1
-    line = ""
-    for part in filter(None, [*(notices[i][chosen[i]] for i in places), *hints]):
-        longer = f"{line}, {part}" if line else part
-        line = longer if len(longer) <= columns else line
-    return line
-
-
-def _picture(
-    state: State, head: str, sessions: Sequence[Any], note: str, columns: int, lines: int
-) -> tuple[list[Line], str]:
-    """The lines from the top of a window, and the status line, "" if there is nothing to say."""
-    top = head.splitlines()
+def layout(state: State, picture: Picture, listed: Listed, columns: int, lines: int) -> Layout:
+    """What has room in a window."""
+    top = head(state, picture, listed, columns)
     if lines < len(top) + LEAST_LINES:
         top = []
-    limit = min(state.rows, len(sessions))
-
-    def status(shown: int) -> str:
-        hidden = len(sessions) - shown
-        notices: list[tuple[str, ...]] = []
-        if state.paused:
-            notices.append(("PAUSED, space goes on", "PAUSED"))
-        if hidden:
-            count = f"{hidden} {state.kind.noun}{'s' * (hidden != 1)} not shown"
-            notices.append((count, f"{hidden} not shown", f"+{hidden}"))
-        if note:
-            text = visible(note, "ascii")
-            # What was not counted is reported before what has no room.
-            notices.insert(int(state.paused), (text, text.partition(",")[0]))
-        hints = [f"sorted by {state.order}", *(key.hint(state) for key in KEYS)]
-        return one_line(notices, hints if state.keyboard else [], columns)
+    room = lines - len(top)
 
     def fitting(room: int) -> int:
         """How many rows fit: below a heading, unless there is but one line."""
-        return min(limit, room - 1 if room > 1 else room)
+        return room - 1 if room > 1 else room
 
-    room = lines - len(top)
-    text = status(fitting(room))
-    if text and (room > 1 or not sessions):
-        text = status(fitting(room - 1))
-        room -= bool(text)
+    text = status(state, picture, listed, (state.top, fitting(room)), columns)
+    if text and (room > 1 or not len(listed) or state.typing):
+        room -= 1
+        text = status(state, picture, listed, (state.top, fitting(room)), columns)
     else:
         text = ""
-    shown = ranked(list(sessions), state.order, fitting(room))
-    cells = [[visible(cell, state.encoding) for cell in state.kind.cells(row)] for row in shown]
-    table = lay_out(state.kind.columns, cells, columns)
-    body = [Line(cut(visible(line, state.encoding), columns)) for line in top]
-    if shown and room > 1:
-        body.append(Line(table[0], Style.HEADING))
-    return body + [Line(row) for row in table[1:]], text
+    return Layout(top, fitting(room), room > 1, text)
+
+
+def settle(state: State, picture: Picture, listed: Listed, columns: int, lines: int) -> State:
+    """The state with its selection and window moved as keys have said, and as rows have moved."""
+    # A window full of details is none of rows; see scroll().
+    rows, windows = state.by_rows, state.by_windows * (not state.details)
+    moves = bool(rows or windows)
+    state = replace(state, by_rows=0, by_windows=state.by_windows - windows)
+    if state.selected is None and not moves and not state.details:
+        return replace(state, top=0)
+    if not len(listed):
+        return replace(state, top=0, details=False)
+    room = max(1, layout(state, picture, listed, columns, lines).rows)
+    place = state.place
+    if state.selected is None:
+        # The first step down is to the first row.
+        place = state.top - (rows > 0)
+    else:
+        found = listed.find(state.selected)
+        if found is None and not moves:
+            # Where it was, something else is.
+            top = max(0, min(state.top, len(listed) - room))
+            return replace(state, top=top, details=False)
+        place = place if found is None else found
+    place = max(0, min(place + rows + windows * room, len(listed) - 1))
+    top = max(place - room + 1, min(state.top + windows * room, place))
+    top = max(0, min(top, len(listed) - room))
+    [row] = listed.part(place, 1)
+    return replace(state, selected=row[2], place=place, top=top)
+
+
+def scroll(state: State, length: int, lines: int) -> State:
+    """The state with a text of so many lines moved as keys have said."""
+    last = length - max(1, lines - 1) if length > lines or not state.help else 0
+    top = state.text_top + state.by_rows + state.by_windows * max(1, lines - 1)
+    return replace(state, text_top=max(0, min(top, last)), by_rows=0, by_windows=0)
+
+
+def _numbers(state: State, picture: Picture, row: Any) -> list[str]:
+    if state.measure == "interval":
+        return [str(row[0] >> 10), str(row[1] >> 10)]
+    seconds = picture.length if state.measure == "rate" else 1
+    return [amount(row[0] / seconds), amount(row[1] / seconds)]
+
+
+def _style(state: State, picture: Picture, row: Any, quiet: bool) -> Style:
+    if state.selected is not None and row[2] == state.selected:
+        return Style.SELECTED
+    if quiet:
+        return Style.QUIET
+    total = picture.total(row[2]) if state.of.type == "session" else None
+    new = total and total.first == picture.number > 1
+    return Style.NEW if new else Style.PLAIN
+
+
+def table(state: State, picture: Picture, listed: Listed, room: int, columns: int) -> list[Line]:
+    """The heading, and as many rows as there is room for; no lines without rows."""
+    rows = listed.part(state.top, room)
+    if not rows:
+        return []
+    heads = (*state.of.columns[:-2], *MOVED[state.measure])
+    cells = [texts(state.of, row, state.encoding) + _numbers(state, picture, row) for row in rows]
+    lines = lay_out(heads, cells, columns)
+    place = SORTED.get(state.order)
+    sorted_by = state.order if place is None else MOVED[state.measure][place].heading
+    found = re.search(rf"(?<!\S){re.escape(sorted_by)}(?!\S)", lines[0])
+    made = [Line(lines[0], Style.HEADING, found.span() if found else (0, 0))]
+    for place, (row, line) in enumerate(zip(rows, lines[1:]), state.top):
+        made.append(Line(line, _style(state, picture, row, place >= listed.live)))
+    return made
+
+
+def _wrapped(text: str, columns: int) -> list[str]:
+    """A visible() text in lines that are not wider than so many columns, cut between words."""
+    lines = []
+    while text:
+        part = cut(text, columns) or text[0]
+        if len(part) < len(text) and " " in part[1:] and text[len(part)] != " ":
+            part = part[: part.rindex(" ")]
+        lines.append(part)
+        text = text[len(part) :].lstrip(" ")
+    return lines
+
+
+def help_text(columns: int) -> list[Line]:
+    """The help, as many lines as that takes."""
+    return [Line(cut(line, columns)) for line in HELP]
+
+
+def details(state: State, facts: Sequence[Fact], columns: int) -> list[Line]:
+    """What is known of a row, as many lines as that takes. A fact of no value is a heading."""
+    names = max((len(name) for name, value in facts if value), default=0) + len(GAP)
+    body: list[Line] = []
+    for name, value in facts:
+        if not value:
+            body.append(Line(cut(visible(name, state.encoding), columns), Style.HEADING))
+        parts = _wrapped(visible(value, state.encoding), max(1, columns - names))
+        for label, part in zip([name, *[""] * len(parts)], parts):
+            body.append(Line(cut(f"{label:{names}}{part}", columns)))
+    return body
+
+
+def _scrolled(text: Sequence[Line], state: State, columns: int, lines: int) -> list[Line]:
+    """The part of a text that the window shows; the last line says how to go on."""
+    if state.help and len(text) <= lines:
+        return list(text)
+    room = max(1, lines - 1)
+    hidden = len(text) - room
+    notices = [("PAUSED, space goes on", "PAUSED")] if state.paused and not state.help else []
+    notices += [(f"{hidden} lines not shown", f"+{hidden}")] if hidden > 0 else []
+    more = "PgDn more" if hidden > 0 else ""
+    hints = ["arrows move", "other keys return"] if state.help else ["Enter returns", more]
+    last = one_line(notices, [*hints, "" if state.help else "arrows other rows"], columns)
+    body = list(text[state.text_top : state.text_top + room])
+    return body + [Line("")] * (room - len(body)) + [Line(last)] * (lines > 1)
 
 
 def frame(
-    state: State, head: str, sessions: Sequence[Any], note: str, columns: int, lines: int
+    state: State,
+    picture: Picture,
+    listed: Listed,
+    columns: int,
+    lines: int,
+    text: Sequence[Line] = (),
 ) -> list[Line]:
     """What a window shows: all of its lines, none wider than `columns`.
 
-    `head` are lines to stand above the table, `sessions` all rows there are, in any order, `note`
-    is for the last line, which also reports how many are not shown.
+    `text` is what it shows instead of rows, if anything: help_text() or details().
     """
-    if state.help:
-        body, status = [Line(cut(line, columns)) for line in HELP[:lines]], ""
+    if text:
+        body = _scrolled(text, state, columns, lines)
     else:
-        body, status = _picture(state, head, sessions, note, columns, lines)
-    body += [Line("")] * (lines - len(body))
-    return body[:-1] + [Line(status)] if status else body
+        plan = layout(state, picture, listed, columns, lines)
+        body = [Line(line) for line in plan.head]
+        body += table(state, picture, listed, plan.rows, columns)[not plan.heading :]
+        if plan.status:
+            body += [Line("")] * (lines - 1 - len(body)) + [Line(plan.status)]
+    return body + [Line("")] * (lines - len(body))
 
 
-def remains(
-    state: State, head: str, sessions: Sequence[Any], note: str, columns: int, lines: int
-) -> list[str]:
+def remains(state: State, picture: Picture, listed: Listed, columns: int, lines: int) -> list[str]:
     """What is left of a frame at the end: what it showed, and no more lines than that takes.
 
-    One line of the window is left for the prompt.
+    One line of the window is left for the prompt. `listed` has no row that is quiet.
     """
-    still = replace(state, keyboard=False, paused=False, help=False)
-    body, status = _picture(still, head, sessions, note, columns, max(1, lines - 1))
-    return [line.text for line in body] + [status] * bool(status)
+    still = replace(state, keyboard=False, paused=False, typing=False, selected=None)
+    plan = layout(still, picture, listed, columns, max(1, lines - 1))
+    body = table(still, picture, listed, plan.rows, columns)[not plan.heading :]
+    return [*plan.head, *(line.text for line in body)] + [plan.status] * bool(plan.status)

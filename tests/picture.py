@@ -5,9 +5,13 @@
 import html
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from typing import Any
 
 import pyte
 from vm import CHECKOUT, PYTHON
+from wcwidth import wcswidth
 
 sys.path.insert(0, str(CHECKOUT))
 
@@ -15,6 +19,7 @@ from tcptools.screen import LEAVE
 
 COLUMNS, LINES = 84, 20
 FONT_SIZE, LINE_HEIGHT, CHARACTER = 14, 18, 8.43  # pixels
+FRONT, GROUND, BOLD, BAR = "#d5d8d6", "#1d1f21", "#ffffff", "#5fb3b3"
 
 
 def capture() -> bytes:
@@ -25,24 +30,50 @@ def capture() -> bytes:
     return subprocess.run(run, check=True, stdout=subprocess.PIPE).stdout
 
 
+def styled(row: Mapping[int, Any]) -> Iterator[tuple[int, str, str, str]]:
+    """The parts of a line: where each begins, its text, its colours of text and ground."""
+    begin = 0
+    for _, group in groupby(range(COLUMNS), lambda column: row[column][1:]):
+        columns = list(group)
+        cell = row[begin]
+        front, ground = (FRONT if cell.fg == "default" else cell.fg), GROUND
+        if cell.bold:
+            front = BOLD
+        if cell.reverse:
+            front, ground = ground, (BAR if cell.fg == "cyan" else front)
+        # A wide character is followed by a cell without any.
+        yield begin, "".join(row[column].data for column in columns), front, ground
+        begin += len(columns)
+
+
+def drawn(screen: pyte.Screen) -> str:
+    """A terminal as SVG."""
+    width, height = int(COLUMNS * CHARACTER) + 20, LINES * LINE_HEIGHT + 20
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">',
+        f'<rect width="100%" height="100%" rx="6" fill="{GROUND}"/>',
+        f'<g font-family="monospace" font-size="{FONT_SIZE}">',
+    ]
+    for number in range(LINES):
+        top = number * LINE_HEIGHT + 10
+        for begin, text, front, ground in styled(screen.buffer[number]):
+            left, room = 10 + begin * CHARACTER, wcswidth(text) * CHARACTER
+            if ground != GROUND:
+                box = f'x="{left:.1f}" y="{top}" width="{room:.1f}" height="{LINE_HEIGHT}"'
+                lines.append(f'<rect {box} fill="{ground}"/>')
+            words = text.rstrip()
+            if words:
+                size = f'textLength="{wcswidth(words) * CHARACTER:.1f}" xml:space="preserve"'
+                place = f'x="{left:.1f}" y="{top + LINE_HEIGHT - 5}" fill="{front}"'
+                lines.append(f"<text {place} {size}>{html.escape(words)}</text>")
+    return "\n".join([*lines, "</g>", "</svg>"])
+
+
 def main() -> None:
     """Draw the last frame."""
     screen = pyte.Screen(COLUMNS, LINES)
     pyte.ByteStream(screen).feed(capture().split(LEAVE.encode(), 1)[0])
-    width, height = int(COLUMNS * CHARACTER) + 20, LINES * LINE_HEIGHT + 20
-    print(
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">\n'
-        f'<rect width="100%" height="100%" rx="6" fill="#1d1f21"/>\n'
-        f'<g font-family="monospace" font-size="{FONT_SIZE}" fill="#d5d8d6">'
-    )
-    for number, line in enumerate(screen.display, 1):
-        text = line.rstrip()
-        if text:
-            print(
-                f'<text x="10" y="{number * LINE_HEIGHT + 6}" xml:space="preserve"'
-                f' textLength="{len(text) * CHARACTER:.1f}">{html.escape(text)}</text>'
-            )
-    print("</g>\n</svg>")
+    print(drawn(screen))
 
 
 if __name__ == "__main__":

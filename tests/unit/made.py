@@ -3,7 +3,7 @@
 
 import socket
 
-from tcptools.report import PLAIN
+from tcptools.report import PLAIN, Interval
 from tcptools.session import AF_INET, AF_INET6, IDENTITY, NO_CGROUP, NO_UID
 
 
@@ -15,6 +15,11 @@ def session(
     family = AF_INET6 if ":" in laddr else AF_INET
     packed = [socket.inet_pton(family, text) for text in (laddr, raddr)]
     return rx, tx, IDENTITY.pack(family, pid, *ports, *packed, comm, uid, cgroup)
+
+
+def interval(loadavg="", length=1.0, clock="03:53:20"):
+    """An Interval that has ended."""
+    return Interval(1763690000.0, length, clock, loadavg, 0)
 
 
 def row(one):

@@ -19,10 +19,14 @@ import pyte
 
 from tcptools import screen
 from tcptools.command import ENDING, Command, Wake
+from tcptools.keys import State
+from tcptools.live import Live
 from tcptools.screen import Screen
 
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-HEAD = "03:53:20 loadavg: 0.08 0.02 0.17 2/367 17342\n\n"
+# An interval, with and without the load average.
+HEAD, PLAIN = made.interval("0.08 0.02 0.17 2/367 17342"), made.interval()
+HEAD_LINE = "03:53:20 loadavg: 0.08 0.02 0.17 2/367 17342"
 
 
 def session(size, comm=b"sshd", sent=0):
@@ -154,7 +158,7 @@ def screen_on(terminal, keyboard=None, encoding="utf-8", **options):
     with files(keyboard, terminal.slave):
         command = Command("tcptop")
         with mock.patch.object(screen, "terminal_encoding", return_value=encoding):
-            view = Screen(command, **options)
+            view = Screen(command, Live(State(**options)))
         try:
             with view:
                 yield view
@@ -163,8 +167,16 @@ def screen_on(terminal, keyboard=None, encoding="utf-8", **options):
 
 
 def sizes(lines):
-    """The KB received of the sessions on the screen, from top to bottom."""
-    return [int(line.split()[-2]) for line in lines if "50000" in line]
+    """The KB received of the sessions on the screen, but for quiet ones, from top to bottom."""
+    rows = [line.split()[-2:] for line in lines if "50000" in line]
+    return [int(float(row[0].rstrip("K"))) for row in rows if row != ["0", "0"]]
+
+
+def expected(sessions, columns=80, lines=24, note="", interval=HEAD, **state):
+    """The lines of a window that shows one interval."""
+    live = Live(State(**state))
+    live.add(interval, sessions, note)
+    return [line.text for line in live.frame(columns, lines)]
 
 
 def until(terminal, condition):

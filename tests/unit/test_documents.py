@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tcptools import VERSION
+from tcptools.keys import KEYS
 from tcptools.options import (
     ARGUMENTS,
     GROUPS,
@@ -129,6 +130,20 @@ def test_manual_has_the_groups_of_the_help(kind):
 def test_manual_has_all_sections(kind):
     found = re.findall(r"^\.SH (.*)", text_of(f"man/{name_of(kind)}.8"), re.M)
     assert [name.strip('"') for name in found] == SECTIONS
+
+
+def test_documents_have_every_key():
+    """As the help of the live view has it, in this order."""
+    text = DOCUMENTS["README.md"].split("\n## Keys\n", 1)[1].split("\n## ", 1)[0]
+    rows = re.findall(r"^\| (`.*`) \| (.*) \|$", text, re.M)
+    assert [(name.replace("`", ""), help) for name, help in rows] == [
+        (key.name, key.help) for key in KEYS
+    ]
+    lines = manual(Tcptop, "DESCRIPTION")
+    tags = [place for place, line in enumerate(lines) if line == ".TP"]
+    assert [(lines[tag + 1], lines[tag + 2]) for tag in tags] == [
+        (key.name, f"{key.help[0].upper()}{key.help[1:]}.") for key in KEYS
+    ]
 
 
 @of_each_command

@@ -19,13 +19,16 @@ SHOWING = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from tcptools.command import Command, Wake
+from tcptools.live import Live
+from tcptools.report import Interval
 from tcptools.screen import Screen
 from tcptools.session import IDENTITY
 sessions = [(7 << 10, 0, IDENTITY.pack(2, 1, 22, 50000, b"", b"", "\\u732b-sshd".encode(), 0, 0))]
 this = Command("tcptop")
-with Screen(this) as view:
+now = Interval(0.0, 1.0, "03:53:20", "", 0)
+with Screen(this, Live()) as view:
     while True:
-        view.show("", sessions)
+        view.show(now, sessions)
         if view.wait(float(sys.argv[2])) is Wake.ENDED:
             break
 """
@@ -105,7 +108,7 @@ def shell(terminal):
 
 
 def showing(seen):
-    return sizes(seen) == [7] and seen[-1].startswith("sorted by all")
+    return sizes(seen) == [7] and seen[-1].startswith("h help")
 
 
 def until_mode(terminal, mode, same):
@@ -213,7 +216,7 @@ def test_a_locale_that_is_not_utf_8(terminal):
     shell = Shell(terminal, LC_ALL="C", LANG="C")
     shell.do("run")
     seen = until(terminal, showing)
-    assert seen[1].split()[1] == "?-sshd"
+    assert seen[2].split()[1] == "?-sshd"
     terminal.type(b"q")
     seen = until(terminal, lambda seen: "ended 0" in seen)
     assert terminal.raw.isascii()
@@ -222,4 +225,4 @@ def test_a_locale_that_is_not_utf_8(terminal):
 
 def test_utf_8(terminal, shell):
     shell.do("run")
-    assert until(terminal, showing)[1].split()[1] == "猫-sshd"
+    assert until(terminal, showing)[2].split()[1] == "猫-sshd"

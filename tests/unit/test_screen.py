@@ -13,13 +13,27 @@ from unittest import mock
 
 import pyte
 import pytest
-from terminals import HEAD, Terminal, pressed, screen_on, session, sizes, some, until
+from terminals import (
+    HEAD,
+    HEAD_LINE,
+    PLAIN,
+    Terminal,
+    expected,
+    pressed,
+    screen_on,
+    session,
+    sizes,
+    some,
+    until,
+)
 from wcwidth import wcswidth
 
 from tcptools import Failure, screen
 from tcptools.command import Wake
+from tcptools.keys import HELP
+from tcptools.live import Live
 from tcptools.screen import usable
-from tcptools.view import HELP, State, frame, remains
+from tcptools.view import Line
 
 # Drawing
 
@@ -30,8 +44,9 @@ def test_the_terminal_shows_the_frame(columns, lines):
     with screen_on(terminal) as view:
         for _ in range(2):
             view.show(HEAD, some(30), "3 lost")
-            expected = frame(State(), HEAD, some(30), "3 lost", columns, lines)
-            assert terminal.seen() == [line.text.rstrip() for line in expected]
+            # Twice the same, whatever is new or gone then: it is the text that counts.
+            found = [line.text.rstrip() for line in view._live.frame(columns, lines)]
+            assert terminal.seen() == found and len(found) == lines
             assert terminal.emulator.cursor.hidden
     terminal.close()
 
@@ -39,9 +54,10 @@ def test_the_terminal_shows_the_frame(columns, lines):
 def test_nothing_remains_of_a_larger_frame(terminal):
     with screen_on(terminal) as view:
         view.show(HEAD, some(30))
-        view.show("", some(1))
+        for _ in range(2):
+            view.show(PLAIN, some(1))
         seen = terminal.seen()
-        assert sizes(seen) == [1] and seen[2:-1] == [""] * 21
+        assert sizes(seen) == [1] and seen[3:-1] == [""] * 20
 
 
 def test_wide_lines(terminal):
@@ -50,20 +66,19 @@ def test_wide_lines(terminal):
     for columns in (*range(1, 30), 77, 78, 79):
         terminal.resize(columns, 24)
         with screen_on(terminal) as view:
-            view.show("", sessions)
+            view.show(PLAIN, sessions)
             seen = terminal.seen()
-        expected = frame(State(), "", sessions, "", columns, 24)
         # pyte's display has an empty cell behind a wide character, and leaves it out.
-        assert seen == [line.text.rstrip() for line in expected]
+        assert seen == [line.rstrip() for line in expected(sessions, columns, interval=PLAIN)]
         assert all(wcswidth(line) <= columns for line in seen)
 
 
 def test_a_terminal_that_takes_a_name_for_wider_spoils_one_line(terminal):
     with (
-        mock.patch.object(screen, "frame", lambda *_: [screen.Line("x" * 90)] * 24),
+        mock.patch.object(Live, "frame", lambda *_: [Line("x" * 90)] * 24),
         screen_on(terminal) as view,
     ):
-        view.show("", [])
+        view.show(PLAIN, [])
         assert terminal.seen() == ["x" * 80] * 24, "no line is wrapped, nothing scrolls"
         assert b"x\033[K" not in terminal.raw, "the cursor is on the last character"
         assert pyte.modes.DECAWM in terminal.emulator.mode, "later lines are"
@@ -73,8 +88,8 @@ def test_no_size(terminal):
     """A serial line knows no size."""
     fcntl.ioctl(terminal.slave, termios.TIOCSWINSZ, struct.pack("4H", 0, 0, 0, 0))
     with screen_on(terminal) as view:
-        view.show("", some(50))
-        assert terminal.seen()[-1].startswith("28 sessions not shown")
+        view.show(PLAIN, some(50))
+        assert terminal.seen()[-1].startswith("29 sessions not shown")
 
 
 def test_one_write_a_frame(terminal):
@@ -91,18 +106,18 @@ def test_one_write_a_frame(terminal):
 def test_the_heading_stands_out_unless_unwanted(terminal, monkeypatch, variable, expected):
     monkeypatch.setenv("NO_COLOR", variable)
     with screen_on(terminal) as view:
-        view.show("", some(1))
+        view.show(PLAIN, some(1))
         terminal.seen()
-        reverse = [terminal.emulator.buffer[line][0].reverse for line in (0, 1)]
-    assert reverse == [expected, False]
+        reverse = [terminal.emulator.buffer[line][0].reverse for line in (0, 1, 2)]
+    assert reverse == [False, expected, False]
     assert (b"\033[7m" in terminal.raw) is expected
 
 
 def test_a_terminal_of_ascii(terminal):
     with screen_on(terminal, encoding="ascii") as view:
-        view.show("", [session(1, "猫ж\u0301".encode()), session(2)])
+        view.show(PLAIN, [session(1, "猫ж\u0301".encode()), session(2)])
         seen = terminal.seen()
-        assert seen[2].split()[1] == "???" and len(seen[2]) == len(seen[1]), "in its columns"
+        assert seen[3].split()[1] == "???" and len(seen[3]) == len(seen[2]), "in its columns"
     terminal.seen()
     assert terminal.raw.isascii()
 
@@ -135,32 +150,32 @@ def test_the_terminal_is_left_as_it_was_found_with_the_last_interval(terminal):
         assert terminal.mode() != mode
         assert terminal.seen()[0] == "$ tcptop", "until there is something to show"
         view.show(HEAD, some(30))
-        assert terminal.seen()[0] == HEAD.splitlines()[0]
-        view.show("", some(2), "3 lost")
+        assert terminal.seen()[0] == HEAD_LINE
+        view.show(PLAIN, some(2), "3 lost")
+        left = view._live.remains(80, 24)
     assert terminal.mode() == mode
     seen = terminal.seen()
-    expected = remains(State(), "", some(2), "3 lost", 80, 24)
-    assert seen[: 1 + len(expected)] == ["$ tcptop", *expected]
-    assert seen[1 + len(expected) :] == [""] * (23 - len(expected)), "no hints, nothing else"
+    assert len(left) == 5 and left[-1] == "3 lost", "nothing of sessions that are quiet"
+    assert seen == ["$ tcptop", *left] + [""] * 18, "no hints, nothing else"
     assert not terminal.emulator.cursor.hidden
-    assert (terminal.emulator.cursor.y, terminal.emulator.cursor.x) == (5, 0)
+    assert (terminal.emulator.cursor.y, terminal.emulator.cursor.x) == (6, 0)
     assert not terminal.emulator.buffer[1][0].reverse
 
 
 def test_a_picture_held_still_is_what_remains(terminal):
     with screen_on(terminal) as view:
-        view.show("", [session(1)])
+        view.show(PLAIN, [session(1)])
         pressed(view, terminal, b" h")
-        view.show("", [session(2)])
+        view.show(PLAIN, [session(2)])
     assert sizes(terminal.seen()) == [1]
 
 
 def test_a_terminal_without_alternate_screen_has_the_last_interval_once(terminal):
     terminal.emulator.alternates = False
     with screen_on(terminal) as view:
-        view.show("", some(2))
+        view.show(PLAIN, some(2))
     seen = terminal.seen()
-    assert sizes(seen) == [2, 1] and seen[3:] == [""] * 21
+    assert sizes(seen) == [2, 1] and seen[4:] == [""] * 20
 
 
 def test_nothing_is_left_of_an_interval_that_never_was(terminal):
@@ -172,7 +187,7 @@ def test_nothing_is_left_of_an_interval_that_never_was(terminal):
 
 def test_keys_before_the_first_interval(terminal):
     with screen_on(terminal) as view:
-        assert "sorted by sent" in pressed(view, terminal, b"s")[-1]
+        assert "sorted by sent" in pressed(view, terminal, b"s")[0]
         assert pressed(view, terminal, b"h")[0] == "Keys:"
     assert terminal.seen() == ["$ tcptop"] + [""] * 23
 
@@ -180,7 +195,7 @@ def test_keys_before_the_first_interval(terminal):
 def test_the_terminal_is_given_back_after_an_exception(terminal):
     mode = terminal.mode()
     with pytest.raises(ZeroDivisionError), screen_on(terminal) as view:
-        view.show("", some(2))
+        view.show(PLAIN, some(2))
         raise ZeroDivisionError
     assert terminal.mode() == mode
     assert terminal.seen()[0] == "$ tcptop"
@@ -188,9 +203,9 @@ def test_the_terminal_is_given_back_after_an_exception(terminal):
 
 def test_a_terminal_that_goes_away_hides_no_other_error(terminal):
     with pytest.raises(ZeroDivisionError), screen_on(terminal) as view:
-        view.show("", some(2))
+        view.show(PLAIN, some(2))
         os.close(terminal.master)
-        view.show("", some(2))
+        view.show(PLAIN, some(2))
         with pytest.raises(BrokenPipeError):
             view.wait(60)
         raise ZeroDivisionError
@@ -207,11 +222,11 @@ def impatient(monkeypatch):
 
 def test_what_a_stopped_terminal_does_not_take_is_drawn_later(terminal, impatient):
     with screen_on(terminal) as view:
-        view.show("", [session(1)])
+        view.show(PLAIN, [session(1)])
         terminal.type(b"\x13")  # Ctrl-S
         until_stopped(terminal)
-        view.show("", [session(2)])
-        view.show("", [session(3)])
+        view.show(PLAIN, [session(2)])
+        view.show(PLAIN, [session(3)])
         assert view.wait(0.05) is Wake.TIME, "wait() does not block either"
         assert not terminal.drain().count(b"50000") > 1
         terminal.type(b"\x11")  # Ctrl-Q
@@ -234,7 +249,7 @@ def test_keys_are_obeyed_on_a_full_terminal(terminal, impatient):
     mode = terminal.mode()
     with screen_on(terminal) as view:
         terminal.fill()
-        view.show("", some(3))
+        view.show(PLAIN, some(3))
         terminal.type(b"q")
         assert view.wait(60) is Wake.ENDED
     assert terminal.mode() == mode
@@ -243,7 +258,7 @@ def test_keys_are_obeyed_on_a_full_terminal(terminal, impatient):
 def test_what_was_never_drawn_is_not_wiped(terminal, impatient):
     """The alternate screen was not taken, so what would be wiped is not ours."""
     with screen_on(terminal) as view, mock.patch("os.write", side_effect=BlockingIOError):
-        view.show("", some(3))
+        view.show(PLAIN, some(3))
     assert terminal.seen()[0] == "$ tcptop"
 
 
@@ -263,14 +278,14 @@ def test_a_frame_that_was_taken_in_part_is_drawn_anew(terminal, impatient):
         end = time.monotonic() + 60
         while sizes(seen := terminal.seen()) != list(range(20, 0, -1)):
             assert view.wait(0.03) is Wake.TIME and time.monotonic() < end
-        assert seen[0] == HEAD.splitlines()[0] and terminal.emulator.cursor.hidden
+        assert seen[0] == HEAD_LINE and terminal.emulator.cursor.hidden
         assert terminal.raw.count(b"\033[?1049h") == 2, "as the terminal may have missed it"
 
 
 def test_a_stopped_terminal_goes_on_in_the_end(terminal):
     """Ctrl-S, then q: the shell needs its terminal."""
     with screen_on(terminal) as view:
-        view.show("", [session(1)])
+        view.show(PLAIN, [session(1)])
         terminal.type(b"\x13")
         until_stopped(terminal)
         terminal.type(b"q")
@@ -299,36 +314,36 @@ def test_q_quits_at_once(terminal):
 def test_s_sorts_by_the_next_order(terminal):
     sessions = [session(1, sent=30), session(50, sent=2), session(5, sent=40)]
     with screen_on(terminal) as view:
-        view.show("", sessions)
+        view.show(PLAIN, sessions)
         assert sizes(terminal.seen()) == [50, 5, 1]
         for order, expected in (("sent", [5, 1, 50]), ("received", [50, 5, 1])):
             seen = pressed(view, terminal, b"s")
-            assert sizes(seen) == expected and seen[-1].startswith(f"sorted by {order}, ")
-        assert "sorted by sent" in pressed(view, terminal, b"ss")[-1]
+            assert sizes(seen) == expected and f"  sorted by {order}  " in seen[0]
+        assert "sorted by sent" in pressed(view, terminal, b"ss")[0]
 
 
 def test_space_holds_the_picture(terminal):
     with screen_on(terminal) as view:
-        view.show("", [session(1)])
+        view.show(PLAIN, [session(1)])
         seen = pressed(view, terminal, b" ")
-        assert seen[-1].startswith("PAUSED, space goes on, sorted by all")
-        view.show("", [session(2)])
-        view.show("", [session(3)])
+        assert seen[-1].startswith("PAUSED, space goes on, h help")
+        view.show(PLAIN, [session(2)])
+        view.show(PLAIN, [session(3)])
         assert sizes(terminal.seen()) == [1]
         assert sizes(pressed(view, terminal, b"s")) == [1]
         seen = pressed(view, terminal, b" ")
         assert sizes(seen) == [3] and "PAUSED" not in seen[-1]
-        view.show("", [session(4)])
+        view.show(PLAIN, [session(4)])
         assert sizes(terminal.seen()) == [4]
 
 
 def test_h_helps_until_any_key(terminal):
     with screen_on(terminal) as view:
-        view.show("", [session(1)])
-        for key in (b"q", b"\033[A"):
+        view.show(PLAIN, [session(1)])
+        for key in (b"q", b"\033[11~"):
             seen = pressed(view, terminal, b"h")
             assert seen == HELP + [""] * (24 - len(HELP))
-            view.show("", [session(2)])
+            view.show(PLAIN, [session(2)])
             assert terminal.seen() == seen, "the help stays"
             assert sizes(pressed(view, terminal, key)) == [2]
 
@@ -336,7 +351,7 @@ def test_h_helps_until_any_key(terminal):
 def test_a_lone_escape_is_a_key_after_a_while(terminal, monkeypatch):
     monkeypatch.setattr(screen, "ESCAPE", 0.05)
     with screen_on(terminal) as view:
-        view.show("", [session(1)])
+        view.show(PLAIN, [session(1)])
         pressed(view, terminal, b"h")
         assert "Keys:" in pressed(view, terminal, b"\033"), "it may be the beginning of an arrow"
         for _ in range(6):  # shorter waits than that add up
@@ -347,11 +362,11 @@ def test_a_lone_escape_is_a_key_after_a_while(terminal, monkeypatch):
 def test_a_key_that_arrives_in_parts_is_one(terminal, monkeypatch):
     monkeypatch.setattr(screen, "ESCAPE", 60)
     with screen_on(terminal) as view:
-        view.show("", [session(1)])
+        view.show(PLAIN, [session(1)])
         before = terminal.seen()
         for part in (b"\033", b"[1;", b"5", b"s", b"\033", b"O", b"q"):
             assert pressed(view, terminal, part) == before, part
-        assert "sorted by sent" in pressed(view, terminal, b"s")[-1]
+        assert "sorted by sent" in pressed(view, terminal, b"s")[0]
 
 
 def test_a_resize_is_drawn_at_once(terminal):
@@ -365,16 +380,16 @@ def test_a_resize_is_drawn_at_once(terminal):
             terminal.resize(columns, lines)
             signal.raise_signal(signal.SIGWINCH)
             assert view.wait(0) is Wake.TIME
-            expected = frame(State(), HEAD, some(50), "", columns, lines)
-            assert terminal.seen() == [line.text.rstrip() for line in expected]
+            found = [line.rstrip() for line in expected(some(50), columns, lines)]
+            assert terminal.seen() == found
 
 
 def test_without_a_keyboard(terminal):
     mode = terminal.mode()
     with open(os.devnull) as null, screen_on(terminal, null.fileno()) as view:
         assert terminal.mode() == mode
-        view.show("", some(1))
-        assert terminal.seen()[2:] == [""] * 22, "no hints of keys that there are not"
+        view.show(PLAIN, some(1))
+        assert terminal.seen()[3:] == [""] * 21, "no hints of keys that there are not"
         assert view.wait(0.01) is Wake.TIME
 
 
@@ -387,13 +402,13 @@ def test_a_keyboard_that_hangs_up(terminal):
         with mock.patch("os.read", side_effect=read) as reads:
             assert view.wait(0.05) is Wake.TIME
             assert not reads.called, "it is left alone"
-        view.show("", some(1))
+        view.show(PLAIN, some(1))
         assert terminal.seen()[-1] == "", "and no keys are offered"
 
 
 def test_at_most_so_many_rows(terminal):
     with screen_on(terminal, rows=2, order="sent") as view:
-        view.show("", [session(1, sent=9), session(2, sent=5), session(3)])
+        view.show(PLAIN, [session(1, sent=9), session(2, sent=5), session(3)])
         seen = terminal.seen()
         assert sizes(seen) == [1, 2]
-        assert seen[-1].startswith("1 session not shown, sorted by sent, ")
+        assert seen[-1].startswith("1 session not shown, h help, ")

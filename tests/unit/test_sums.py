@@ -20,7 +20,6 @@ from tcptools.report import PLAIN, Sessions, csv_header, csv_lines, json_lines, 
 from tcptools.session import NO_UID, identify, ranked
 from tcptools.sums import FIELDS, OTHER, Sums, user
 from tcptools.table import lay_out
-from tcptools.view import State, frame
 from tcptop import Listing
 
 BUSY = session(5 << 20, 3 << 20, 182, b"sshd", "10.0.0.1", "192.0.2.9", (22, 4000), uid=0, cgroup=7)
@@ -105,13 +104,8 @@ def test_csv():
     )  # fmt: skip
 
 
-def test_the_live_view_shows_sums():
+def test_a_window_has_room_for_sums():
     kind, rows = sums("unit,remote")
-    lines = [line.text for line in frame(State(kind=kind), "", rows, "", 80, 24)]
-    assert lines[0].split() == ["UNIT", "RADDR", "SESSIONS", "RX_KB", "TX_KB"]
-    assert lines[1].split() == ["ssh.service", "192.0.2.9", "2", "6144", "3072"]
-    small = [line.text for line in frame(State(kind=kind), "", rows, "", 80, 4)]
-    assert small[-1].startswith("2 rows not shown, sorted by all")
     shown = lay_out(kind.columns, [kind.cells(row) for row in rows], 40)
     assert [len(line) <= 40 for line in shown] == [True] * 5
     assert shown[0].split()[-2:] == ["RX_KB", "TX_KB"]

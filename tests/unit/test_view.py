@@ -1,34 +1,64 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What keys do to the view, and frames that fit every window."""
+"""Frames that fit every window, whatever has been typed and whoever has chosen a name."""
 
 import re
-from dataclasses import replace
+import unicodedata
+from unittest import mock
 
 import made
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from test_frames import SOCKET
 from wcwidth import wcswidth
 
-from tcptools.session import SORT_ORDERS
+from tcptools import details, diagnosis
+from tcptools.keys import HELP, KEYS, State
+from tcptools.live import Live
+from tcptools.report import no_unit
+from tcptools.session import CGROUP
+from tcptools.status import one_line
 from tcptools.table import ENOUGH
-from tcptools.view import HELP, KEYS, State, Style, decode, frame, handle, one_line, remains
+from tcptools.view import Style
 
-HEAD = "03:53:20 loadavg: 0.08 0.02 0.17 2/367 17342\n\n"
-HINTS = "sorted by all, h help, q quit, s sort, space pause"
+LOADAVG = "0.08 0.02 0.17 2/367 17342"
+HINTS = "h help, q quit, Enter details, / filter, b sum, t total, s sort, space pause"
 LOST = "12 events not counted, see --max-sessions"
+UP, DOWN, PAGE_UP, PAGE_DOWN, HOME, END = (
+    "\033[A", "\033[B", "\033[5~", "\033[6~", "\033[H", "\033[F",
+)  # fmt: skip
 
 
-def session(size, six=False, comm=b"sshd", sent=0):
+def session(size, six=False, comm=b"sshd", sent=0, cgroup=0):
     """A session of so many KB received and sent; its PID is unlike those of other sizes."""
     address = "2001:db8:1111:2222:3333:4444:5555:6666" if six else "192.168.100.200"
-    pid = 1000 + size % 4000000
-    return made.session(size << 10, sent << 10, pid, comm, address, address, (22, 50000))
+    pid = 4194305 + size % 4000000  # which no process has
+    ports = (22, 50000)
+    return made.session(
+        size << 10, sent << 10, pid, comm, address, address, ports, uid=0, cgroup=cgroup
+    )
 
 
 def some(count, **options):
     """So many sessions of 1, 2, 3... KB, not in order."""
     return [session(n, **options) for n in range(1, count + 1)]
+
+
+def view(*intervals, loadavg="", note="", **state):
+    """A view of intervals, each of one second and so many sessions."""
+    live = Live(State(**state))
+    for sessions in intervals:
+        live.add(made.interval(loadavg), sessions, note)
+    return live
+
+
+def drawn(live, columns=80, lines=24, keys=()):
+    """A frame after keys, each of which is drawn."""
+    found = live.frame(columns, lines)
+    for key in keys:
+        live.type([key])
+        found = live.frame(columns, lines)
+    return found
 
 
 def text(lines):
@@ -39,85 +69,19 @@ def text(lines):
     return lines
 
 
+ROW = re.compile(r":50000 +(\d[\d.]*[KMGTPE]?) +(\d[\d.]*[KMGTPE]?)$")
+
+
 def sizes(lines):
     """The KB received of the rows in a frame."""
-    return [int(line.text.split()[-2]) for line in lines if ":50000 " in line.text]
+    found = (ROW.search(line.text) for line in lines)
+    return [int(float(row[1].rstrip("K"))) for row in found if row]
 
 
-# Keys
-
-
-def test_keys_change_the_state():
-    state = State()
-    orders = []
-    for _ in SORT_ORDERS:
-        state = handle(state, "s")
-        orders.append(state.order)
-    assert orders == ["sent", "received", "all"] and state == State()
-    assert handle(state, " ") == State(paused=True)
-    assert handle(handle(state, " "), " ") == State()
-    assert handle(state, "q") == State(quit=True)
-    for key in ("h", "?"):
-        assert handle(state, key) == State(help=True)
-
-
-@pytest.mark.parametrize("key", ["\033[A", "\033q", "S", "Q", "x", "\r", "\0", "\ufffd", "ж", ""])
-def test_other_keys_do_nothing(key):
-    assert handle(State(), key) == State()
-
-
-@pytest.mark.parametrize("key", ["q", "h", " ", "s", "x", "\033", "\033[A"])
-def test_any_key_ends_the_help_and_does_no_more(key):
-    assert handle(State(help=True, paused=True), key) == State(paused=True)
-
-
-def test_every_key_is_in_the_help():
-    for key in KEYS:
-        assert any(line.startswith(f"  {key.name} ") and key.help in line for line in HELP)
-    assert len({sent for key in KEYS for sent in key.sent}) == sum(len(key.sent) for key in KEYS)
-
-
-# What terminals send for one key each.
-SENT = [
-    b"q", b"\r", b"\0", b"\x7f", "ж".encode(), "猫".encode(), "\U0001f44d".encode(), b"\xff",
-    b"\033[A", b"\033[1;5s", b"\033[24~", b"\033[?1;2c", b"\033[200 q", b"\033OQ", b"\033Oq",
-    b"\033O5s", b"\033[[A", b"\033q", b"\033 ", b"\033\033[A", b"\033\033Os", "\033ж".encode(),
-]  # fmt: skip
-
-
-@given(st.lists(st.tuples(st.sampled_from(SENT), st.lists(st.integers(1, 5), max_size=3))))
-@example([(b"\033[1;5s", [1, 1, 1]), (b"q", [])])
-def test_one_key_is_one_however_it_arrives(keys):
-    found, rest = [], b""
-    for sent, cuts in keys:
-        pieces, start = [], 0
-        for size in cuts:
-            pieces.append(sent[start : start + size])
-            start += size
-        for piece in [*pieces, sent[start:]]:
-            more, rest = decode(rest + piece)
-            found += more
-        assert rest == b""
-    assert found == [sent.decode("utf-8", "replace") for sent, _ in keys]
-
-
-@pytest.mark.parametrize("beginning", [b"\033", b"\033[", b"\033[1;", b"\033O", b"\033[[", b"\xd0"])
-def test_the_beginning_of_a_key_is_one_if_no_more_comes(beginning):
-    assert decode(b"s" + beginning) == (["s"], beginning)
-    assert decode(beginning, complete=True) == ([beginning.decode("utf-8", "replace")], b"")
-
-
-@given(st.lists(st.sampled_from([bytes([n]) for n in range(256)]), max_size=8).map(b"".join))
-def test_anything_may_be_typed(typed):
-    keys, rest = decode(typed)
-    assert typed.endswith(rest) and "" not in keys
-    keys, rest = decode(typed, complete=True)
-    assert rest == b"" and bool(keys) == bool(typed)
-
-
-def test_what_is_interrupted_is_no_key_of_ours():
-    assert decode(b"\033[1\033[Aq") == (["\033[1", "\033[A", "q"], b"")
-    assert decode(b"\xd0q") == (["\ufffd", "q"], b"")
+def selected(lines):
+    """The KB received of the selected row; None if there is none."""
+    found = sizes(line for line in lines if line.style is Style.SELECTED)
+    return found[0] if found else None
 
 
 # The status line
@@ -156,53 +120,119 @@ names = st.sampled_from(
     + [b"\x1b[2J", b"\xf0\x9f\x87\xa9" * 3, b"a\xe2\x80\xaeb", b"1 2", b"", b"\x9b31m"]
 ) | st.binary(max_size=15)  # fmt: skip
 sessions_of_all_kinds = st.lists(
-    st.builds(session, st.integers(0, 10 << 30), st.booleans(), names, st.integers(0, 10 << 30)),
-    max_size=40,
+    st.builds(
+        session, st.integers(0, 10 << 30), st.booleans(), names, st.integers(0, 10 << 30),
+        st.integers(0, 5),
+    ),
+    max_size=40, unique_by=lambda one: one[2],
+)  # fmt: skip
+hostile = st.sampled_from([WIDE, COMBINING * 9, HEBREW, "\x1b[2J\n\r\t", "a b" * 40, "-", ""])
+typed = [key.sent[0] for key in KEYS if key.name != "q"] + [*"as.(*!0\u732b\u05d0\u0301\x07"]
+keys = st.lists(st.sampled_from(typed), max_size=12)
+beginnings = st.sampled_from(
+    [[], [DOWN, "\n"], ["b", "b"], ["/", *"\u05d0b\u732bc" * 15], ["/", *"\u05d0|." * 3, "\n"]]
 )
-states = st.builds(
-    State,
-    order=st.sampled_from(list(SORT_ORDERS)),
-    rows=st.sampled_from([1, 5, 1 << 60]),
-    keyboard=st.booleans(),
-    encoding=st.sampled_from(["utf-8", "ascii"]),
-    paused=st.booleans(),
-    help=st.sampled_from([False, False, False, True]),
-)
+widths = st.integers(1, 50) | st.integers(1, 300)
 
 
 @given(
-    states,
-    sessions_of_all_kinds,
-    st.integers(1, 300),
+    st.booleans(),
+    st.sampled_from(["utf-8", "ascii"]),
+    st.sampled_from([1, 5, 1 << 60]),
+    st.lists(sessions_of_all_kinds, max_size=3),
+    st.builds(list.__add__, beginnings, keys),
+    widths,
     st.integers(1, 100),
-    st.sampled_from(["", HEAD, "\u05d0\x1b[2J" * 99]),
+    st.sampled_from(["", LOADAVG, "\u05d0\x1b[2J" * 99]),
     st.sampled_from(["", LOST]),
+    st.lists(hostile, min_size=8, max_size=8),
 )
-@example(State(), [session(10 << 30, True, b"a b", 10 << 30)] * 9, 40, 5, HEAD, LOST)
-def test_any_frame_fits_any_window(state, sessions, columns, lines, head, note):
-    found = frame(state, head, sessions, note, columns, lines)
+@example(
+    True, "utf-8", 1 << 60, [[session(10 << 30, True, b"a b", 10 << 30)] * 9], [], 40, 5, LOADAVG,
+    LOST, [""] * 8,
+)  # fmt: skip
+def test_any_frame_fits_any_window(
+    keyboard, encoding, rows, intervals, keys, columns, lines, loadavg, note, names
+):
+    def unit_of(identity):
+        return names[int.from_bytes(identity[CGROUP], "big")]
+
+    state = State(keyboard=keyboard, encoding=encoding, rows=rows)
+    live = Live(state, unit_of, units=names[0] != "")
+    with (
+        mock.patch.object(details, "command_line", lambda *_: names[6] + names[7]),
+        mock.patch.object(details, "user", lambda _: names[7]),
+        mock.patch.object(diagnosis, "diagnose", lambda _: SOCKET),
+    ):
+        for sessions in intervals:
+            live.add(made.interval(loadavg), sessions, note)
+        found = drawn(live, columns, lines, keys)
     assert len(found) == lines
     for line in found:
         assert line.text.isprintable(), "no control code"
         assert 0 <= wcswidth(line.text) <= columns
-        assert state.encoding == "utf-8" or line.text.isascii()
-    still = remains(state, head, sessions, note, columns, lines)
+        assert encoding == "utf-8" or line.text.isascii()
+        assert not {unicodedata.bidirectional(c) for c in line.text} & {"R", "AL", "AN"}
+        assert 0 <= line.mark[0] <= line.mark[1] <= len(line.text)
+    assert sum(line.style is Style.SELECTED for line in found) <= 1
+    still = live.remains(columns, lines)
     assert len(still) <= max(1, lines - 1)
-    assert all(0 <= wcswidth(line) <= columns for line in still)
-    if state.help or columns < ENOUGH:
-        return
-    rows = [line.text for line in found if re.search(r":50000 +\d+ +\d+$", line.text)]
+    assert all(0 <= wcswidth(line) <= columns and line.isprintable() for line in still)
+
+
+def test_hostile_names_in_details_and_filters():
+    hostile = "\u05d0\u0663\x1b[2J\n" + WIDE * 9 + COMBINING
+    row = made.session(1, 1, 4194305, "\u05d0\u05d1".encode(), uid=0)
+    for keys in ([DOWN, "\n"], ["/", *"\u05d0\u732b" * 20], ["/", *"\u05d0|.", "\n"]):
+        for columns in (1, 5, 11, 20, 40, 80):
+            live = Live(State(), lambda _: hostile)
+            live.add(made.interval(), [row])
+            with (
+                mock.patch.object(details, "command_line", lambda *_: hostile),
+                mock.patch.object(diagnosis, "diagnose", lambda _: None),
+            ):
+                found = drawn(live, columns, 24, keys)
+            for line in found:
+                assert line.text.isprintable() and 0 <= wcswidth(line.text) <= columns
+                assert not {unicodedata.bidirectional(c) for c in line.text} & {"R", "AL", "AN"}
+            if keys[0] == DOWN and columns == 80:
+                # What fits and is not wider than it may be is there; it is one word.
+                texts = [line.text for line in found]
+                assert texts[0] == "?? (4194305)" and texts[1] == f"command     ???[2J?{'猫' * 30}"
+
+
+@given(
+    st.booleans(), st.sampled_from([1, 5, 1 << 60]), sessions_of_all_kinds,
+    st.lists(st.sampled_from([UP, DOWN, PAGE_UP, PAGE_DOWN, HOME, END]), max_size=6),
+    st.integers(ENOUGH, 300), st.integers(1, 100), st.sampled_from(["", LOADAVG]),
+    st.sampled_from(["", LOST]),
+)  # fmt: skip
+@example(
+    True, 1 << 60, [session((10 << 30) + n, True, b"a b", 10 << 30) for n in range(9)], [], 40, 5,
+    LOADAVG, LOST,
+)  # fmt: skip
+def test_what_is_shown_and_what_is_not_are_all(
+    keyboard, rows, sessions, keys, columns, lines, loadavg, note
+):
+    live = view(sessions, loadavg=loadavg, note=note, keyboard=keyboard, rows=rows)
+    found = drawn(live, columns, lines, keys)
+    shown = [line.text for line in found if ROW.search(line.text)]
     hidden = re.search(r"(\d+) (sessions? )?not shown|\+(\d+)", found[-1].text)
     if lines > 1:
         count = int(hidden[1] or hidden[3]) if hidden else 0
-        assert len(rows) + count == len(sessions), "what is shown and what is not are all"
-        assert len(rows) == min(len(sessions), state.rows) or len(text(found)) == lines, "no waste"
-    assert bool(rows) == bool(sessions)
-    traffic = {tuple(str(n >> 10) for n in one[:2]) for one in sessions}
-    assert {tuple(row.split()[-2:]) for row in rows} <= traffic, "both numbers, whole"
-    assert len({wcswidth(row) for row in rows}) <= 1, "below each other"
-    ends = {wcswidth(row[: row.rindex(row.split()[-1])].rstrip()) for row in rows}
+        assert len(shown) + count == len(sessions)
+        assert len(shown) == min(len(sessions), rows) or len(text(found)) == lines, "no waste"
+    assert bool(shown) == bool(sessions)
+    heading = [line.text for line in found if line.style is Style.HEADING]
+    assert lines < 3 or len(heading) == bool(sessions)
+    if heading:
+        assert heading[0].split()[-2:] == ["RX/s", "TX/s"]
+        assert {"COMM", "RADDR"} <= set(heading[0].split())
+    assert len({wcswidth(row) for row in shown}) <= 1, "below each other"
+    ends = {wcswidth(row[: ROW.search(row).start(2)].rstrip()) for row in shown}
     assert len(ends) <= 1
+    if sessions and keys:
+        assert sum(line.style is Style.SELECTED for line in found) == 1, "it stays in the window"
 
 
 @pytest.mark.parametrize(
@@ -213,7 +243,7 @@ def test_any_frame_fits_any_window(state, sessions, columns, lines, head, note):
         (80, 3, ["COMM", "9", "8 sessions not shown"]),
         (80, 5, ["COMM", "9", "8", "7", "6 sessions not shown"]),
         (80, 6, ["COMM", "9", "8", "7", "6", "5 sessions not shown"]),
-        (80, 7, ["loadavg", "", "COMM", "9", "8", "7", "6 sessions not shown"]),
+        (80, 7, ["loadavg", "9 sessions", "COMM", "9", "8", "7", "6 sessions not shown"]),
         (15, 3, ["COMM", "9", "8 not shown"]),
         (2, 3, ["C", "s", "+8"]),
         (1, 3, ["C", "s", "s"]),
@@ -221,81 +251,243 @@ def test_any_frame_fits_any_window(state, sessions, columns, lines, head, note):
     ],
 )
 def test_small_windows(columns, lines, expected):
-    found = text(frame(State(keyboard=False), HEAD, some(9), "", columns, lines))
+    live = view(some(9), loadavg=LOADAVG, keyboard=False)
+    found = text(live.frame(columns, lines))
     assert len(found) == len(expected)
     for line, part in zip(found, expected):
-        assert part in line if columns < 20 or not part.isdecimal() else line.split()[-2] == part
+        if columns < 20 or not part.isdecimal():
+            assert part in line
+        else:
+            assert line.split()[-2] == f"{part}.0K"
 
 
 def test_everything_fits():
-    state = State(keyboard=False)
-    found = frame(state, HEAD, some(5), "", 80, 24)
-    assert text(found)[:2] == HEAD.splitlines() and sizes(found) == [5, 4, 3, 2, 1]
+    live = view(some(5), loadavg=LOADAVG, keyboard=False)
+    found = live.frame(80, 24)
+    assert text(found)[0] == f"03:53:20 loadavg: {LOADAVG}" and sizes(found) == [5, 4, 3, 2, 1]
     assert len(text(found)) == 8, "nothing more to report"
-    assert text(frame(state, HEAD, some(5), "", 80, 8)) == text(found), "to the last line"
-    assert text(frame(state, HEAD, some(5), "", 80, 7))[-1] == "2 sessions not shown"
+    assert text(live.frame(80, 8)) == text(found), "to the last line"
+    assert text(live.frame(80, 7))[-1] == "2 sessions not shown"
     assert [line.style for line in found].index(Style.HEADING) == 2
     assert sum(line.style is Style.HEADING for line in found) == 1
 
 
 def test_one_table_of_both_families_largest_first():
     sessions = [session(1), session(3), session(2, True), session(4, True)]
-    found = frame(State(), "", sessions, "", 120, 24)
-    assert found[0].text.split() == ["PID", "COMM", "LADDR", "RADDR", "RX_KB", "TX_KB"]
+    found = view(sessions).frame(130, 24)
+    assert found[1].text.split() == ["PID", "COMM", "LADDR", "RADDR", "RX/s", "TX/s"]
     assert sizes(found) == [4, 3, 2, 1]
-    assert " [2001:db8:1111:2222:3333:4444:5555:6666]:22 " in found[1].text
-    assert " 192.168.100.200:22 " in found[2].text
-    assert found[5].text == "", "one table"
-    lone = frame(State(keyboard=False), HEAD, [session(1, True)], "", 120, 24)
-    assert [bool(line) for line in text(lone)] == [True, False, True, True], "one empty line"
+    assert " [2001:db8:1111:2222:3333:4444:5555:6666]:22 " in found[2].text
+    assert " 192.168.100.200:22 " in found[3].text
+    assert found[6].text == "", "one table"
+
+
+def test_a_mapped_address_is_shown_as_what_it_is():
+    mapped = made.session(1, 0, 4194305, b"x", "::ffff:192.0.2.1", "::ffff:192.0.2.2", (80, 50000))
+    assert view([mapped]).frame(80, 24)[2].text.split()[2:4] == ["192.0.2.1:80", "192.0.2.2:50000"]
+    named = made.session(1, 0, 4194305, b"[::ffff:1.2]", ports=(80, 50000))
+    assert view([named]).frame(80, 24)[2].text.split()[1] == "[::ffff:1.2]", "a name is none"
 
 
 def test_sort_orders():
     sessions = [session(1, sent=30), session(50, sent=2), session(5, sent=40)]
     for order, expected in (("all", [50, 5, 1]), ("sent", [5, 1, 50]), ("received", [50, 5, 1])):
-        found = frame(State(order), "", sessions, "", 80, 24)
-        assert sizes(found) == expected
-        assert found[-1].text == HINTS.replace("all", order)
-    assert sizes(frame(State("sent"), "", sessions, "", 80, 3)) == [5]
+        live = view(sessions, order=order)
+        assert sizes(live.frame(80, 24)) == expected
+        assert f"  sorted by {order}  " in live.frame(80, 24)[0].text
+        assert sizes(drawn(live, keys="r")) == expected[::-1]
+        assert f"  sorted by {order} reversed  " in live.frame(80, 24)[0].text
+    assert sizes(view(sessions, order="sent").frame(80, 3)) == [5]
+
+
+def test_the_heading_of_the_order_is_marked():
+    sessions = [session(1), session(2, True)]
+    for order, heading in (
+        ("received", "RX/s"),
+        ("sent", "TX/s"),
+        ("COMM", "COMM"),
+        ("PID", "PID"),
+    ):
+        text, _, (begin, end) = view(sessions, order=order).frame(80, 24)[1]
+        assert text[begin:end] == heading
+    assert view(sessions, order="all").frame(80, 24)[1].mark == (0, 0)
+    assert view(sessions, order="LADDR").frame(40, 24)[1].mark == (0, 0), "it is left out"
 
 
 def test_the_status_line():
-    status = frame(State(), HEAD, some(30), LOST, 200, 24)[-1].text
+    status = view(some(30), loadavg=LOADAVG, note=LOST).frame(200, 24)[-1].text
     assert status == f"{LOST}, 10 sessions not shown, {HINTS}"
-    assert frame(State(), "", some(2), "", 80, 24)[-1].text == HINTS
-    status = frame(State(paused=True), HEAD, some(30), LOST, 200, 24)[-1].text
-    assert status.startswith(f"PAUSED, space goes on, {LOST}, 10 sessions not shown, sorted by")
+    assert view(some(2)).frame(80, 24)[-1].text == HINTS
+    status = drawn(view(some(30), loadavg=LOADAVG, note=LOST), 200, 24, " ")[-1].text
+    assert status.startswith(f"PAUSED, space goes on, {LOST}, 10 sessions not shown, h help")
     assert "space pause" not in status
-    assert frame(State(keyboard=False), "", some(2), LOST, 80, 24)[-1].text == LOST
-    assert frame(State(keyboard=False, rows=1), "", some(2), "", 80, 24)[-1].text == (
-        "1 session not shown"
-    )
-    narrow = frame(State(), "", some(30), LOST, 40, 10)[-1].text
-    assert narrow == "12 events not counted, 22 not shown"
+    assert view(some(2), note=LOST, keyboard=False).frame(80, 24)[-1].text == LOST
+    status = view(some(2), keyboard=False, rows=1).frame(80, 24)[-1].text
+    assert status == "1 session not shown"
+    narrow = view(some(30), note=LOST).frame(40, 10)[-1].text
+    assert narrow == "12 events not counted, 23 not shown"
 
 
 def test_no_sessions():
-    state = State(keyboard=False)
-    assert text(frame(state, HEAD, [], "", 80, 24)) == HEAD.splitlines()[:1]
-    assert text(frame(state, "", [], "", 80, 1)) == []
-    assert text(frame(State(), HEAD, [], "", 80, 1)) == [HINTS]
+    live = view([], loadavg=LOADAVG, keyboard=False)
+    assert text(live.frame(70, 24)) == [
+        f"03:53:20 loadavg: {LOADAVG}", "0 sessions  in 0/s  out 0/s  sorted by all  every 1 s",
+    ]  # fmt: skip
+    assert text(view([], keyboard=False).frame(80, 1)) == []
+    assert text(view([]).frame(80, 1)) == [HINTS]
+
+
+def test_before_the_first_interval():
+    assert text(view().frame(80, 3)) == ["", "", HINTS]
+    assert text(view().frame(80, 24))[0] == "sorted by all  every 1 s"
+    assert drawn(view(), keys=[DOWN, END, "\n"])[-1].text == HINTS
+    assert view().remains(80, 24) == []
 
 
 def test_the_help_is_whole_where_there_is_room():
-    state = State(help=True)
-    assert text(frame(state, HEAD, some(9), LOST, 80, 24)) == HELP
-    assert text(frame(state, HEAD, some(9), LOST, 8, 3)) == ["Keys:", "", HELP[2][:8]]
+    live = view(some(9), note=LOST)
+    assert text(drawn(live, keys="h")) == HELP
+    assert text(live.frame(8, 3)) == ["Keys:", "", f"+{len(HELP) - 2}"]
+    assert text(drawn(live, 80, 3, [DOWN]))[0] == HELP[1]
+    assert text(drawn(live, 80, 3, [END]))[:2] == HELP[-2:], "and no further"
+    assert text(drawn(live, 80, 3, [UP, UP, HOME]))[0] == HELP[0]
+    assert text(drawn(live, keys=[PAGE_DOWN])) == HELP, "there is nothing to scroll"
+
+
+# Selection
+
+
+def test_the_selection_goes_with_its_session():
+    live = view(some(30))
+    assert selected(drawn(live)) is None
+    assert selected(drawn(live, keys=[DOWN, DOWN])) == 29
+    live.add(made.interval(), [session(100), *some(29), session(31)])
+    found = live.frame(80, 24)
+    assert sizes(found)[:4] == [100, 31, 29, 28] and selected(found) == 29
+    for _ in range(3):
+        live.add(made.interval(), [session(29 << 5)] + [session(n + 100) for n in range(25)])
+    assert "29.0K" not in "".join(text(live.frame(80, 24))), "it is quiet"
+    [line] = [line for line in live.frame(80, 40) if line.style is Style.SELECTED]
+    assert line.text.split()[-2:] == ["0", "0"], "and stays as long as it is selected"
+    assert selected(drawn(live, keys=["\033"])) is None
+
+
+def test_the_window_goes_with_the_selection():
+    live = view(some(30))
+    assert sizes(drawn(live, 80, 10, [PAGE_DOWN])) == [23, 22, 21, 20, 19, 18, 17]
+    assert selected(live.frame(80, 10)) == 23
+    assert selected(drawn(live, 80, 10, [UP])) == 24
+    assert sizes(drawn(live, 80, 10, [UP]))[0] == 25 and selected(live.frame(80, 10)) == 25
+    assert sizes(drawn(live, 80, 10, [END])) == [7, 6, 5, 4, 3, 2, 1]
+    assert sizes(live.frame(80, 20))[-1] == 1, "no space is wasted"
+    assert sizes(drawn(live, 80, 10, [HOME]))[0] == 30
+    assert selected(drawn(live, 80, 10, [UP, UP])) == 30
+    assert sizes(drawn(live, 80, 10, [END, "\033"]))[0] == 30
+
+
+def test_no_more_rows_than_wanted_can_be_reached():
+    live = view(some(30), rows=5)
+    assert (
+        sizes(drawn(live, keys=[END])) == [30, 29, 28, 27, 26]
+        and selected(live.frame(80, 24)) == 26
+    )
+    live.add(made.interval(), [session(n + 100) for n in range(9)] + some(30))
+    found = live.frame(80, 24)
+    assert sizes(found) == [108, 107, 106, 105, 104] and selected(found) is None
+    assert found[-1].text.startswith("34 sessions not shown")
+
+
+def test_sessions_that_are_new_and_that_are_quiet():
+    live = view([session(1), session(2)])
+    assert {line.style for line in live.frame(80, 24)[2:]} == {Style.PLAIN}, "all are, so none is"
+    live.add(made.interval(), [session(2), session(3)])
+    found = live.frame(80, 24)
+    assert [line.style for line in found[2:5]] == [Style.NEW, Style.PLAIN, Style.QUIET]
+    assert found[4].text.split()[-2:] == ["0", "0"]
+    assert found[-1].text == HINTS, "one that is quiet is not missed"
+    assert sizes(live.frame(80, 4)) == [3, 2] and live.frame(80, 4)[-1].text == HINTS
+    assert not [line for line in live.remains(80, 24) if line.startswith("4194306")]
+    live.add(made.interval(), [session(2), session(3)])
+    assert [line.style for line in live.frame(80, 24)[2:5]] == [Style.PLAIN] * 3
+    assert sizes(live.frame(80, 24)) == [3, 2]
+
+
+# Numbers
+
+
+def test_what_numbers_show():
+    live = Live(State())
+    for length in (2.0, 4.0):
+        live.add(made.interval(length=length), [session(3000, sent=8)])
+    for heads, numbers in (
+        (["RX/s", "TX/s"], ["750K", "2.0K"]),
+        (["RX_KB", "TX_KB"], ["3000", "8"]),
+        (["RX", "TX"], ["5.8M", "16.0K"]),
+    ):
+        found = live.frame(80, 24)
+        assert found[1].text.split()[-2:] == heads and found[2].text.split()[-2:] == numbers
+        assert "in 750K/s  out 2.0K/s" in re.sub(" [▁-█ ]+  ", "  ", found[0].text)
+        live.type("t")
+
+
+def test_totals_are_of_all_sessions_since_the_start():
+    live = view([session(5)], [session(1), session(2)], measure="total")
+    assert sizes(live.frame(80, 24)) == [5, 2, 1]
+    assert Style.QUIET not in {line.style for line in live.frame(80, 24)}
+
+
+def test_what_is_not_in_the_totals_any_more_is_reported():
+    with mock.patch("tcptools.history.History.__init__.__defaults__", (no_unit, 4, 4)):
+        live = view(measure="total")
+    for number in range(1, 8):
+        live.add(made.interval(), [session(number)])
+    found = live.frame(120, 24)
+    assert sizes(found) == [7, 6, 5]
+    assert found[-1].text.startswith("10.0K of 4 sessions that are gone not shown, h help")
+    found = drawn(live, 120, 24, "bbb")  # by remote host
+    assert found[2].text.split() == ["192.168.100.200", "7", "28.0K", "0"], "a sum has them all"
+    assert found[-1].text == HINTS
+    found = drawn(live, 120, 24, [DOWN, "\n"])
+    assert "7,168 bytes in 1.0 s, 7.0K/s; 28,672 since the start" in "".join(text(found))
+
+
+def test_a_picture_held_still_stays_so_in_all_of_its_numbers():
+    live = view([session(5)], measure="total")
+    live.type(" ")
+    before = live.frame(80, 24)
+    live.add(made.interval(), [session(5), session(1)])
+    assert live.frame(80, 24) == before
+    live.type("tt")
+    live.type("t")
+    assert live.frame(80, 24) == before
+    live.type(" ")
+    assert sizes(live.frame(80, 24)) == [10, 1], "and counting did not stop"
+
+
+def test_a_unit_that_becomes_known():
+    units = ["-"]
+    live = Live(State(), lambda _: units[0], units=True)
+    live.add(made.interval(), some(2))
+    assert live.frame(120, 24)[2].text.split()[2] == "-"
+    assert drawn(live, 120, 24, "bb")[2].text.split()[0] == "-"
+    units[0] = "pod:x"
+    live.forget()
+    assert live.frame(120, 24)[2].text.split()[:2] == ["pod:x", "2"]
+    assert text(drawn(live, 120, 24, ["b", "b", "b", "/", *"pod:"]))[2].split()[2] == "pod:x"
+
+
+# The end
 
 
 def test_what_remains_is_what_was_shown_and_no_hint():
-    state = State(paused=True, help=True, order="sent")
-    still = remains(state, HEAD, some(30), LOST, 100, 24)
-    assert still[0] == HEAD.splitlines()[0] and len(still) == 23
+    live = view(some(30), loadavg=LOADAVG, note=LOST, order="sent")
+    drawn(live, 100, 24, " h")
+    still = live.remains(100, 24)
+    assert still[0] == f"03:53:20 loadavg: {LOADAVG}" and len(still) == 23
     assert still[-1] == f"{LOST}, 11 sessions not shown"
-    assert len(remains(state, HEAD, some(2), "", 80, 24)) == 5, "no empty lines below"
-    assert remains(state, "", [], "", 80, 24) == []
-
-
-def test_states_are_values():
-    state = State()
-    assert replace(state, paused=True) != state and hash(state) == hash(State())
+    assert len(view(some(2), loadavg=LOADAVG).remains(80, 24)) == 5, "no empty lines below"
+    for keys in (["/", "9"], ["/", "(", "\n"], [DOWN, "\n"]):
+        live = view(some(9))
+        drawn(live, keys=keys)
+        still = live.remains(80, 24)
+        assert "RX/s" in still[1] and not still[-1].startswith("/")
