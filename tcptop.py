@@ -27,13 +27,21 @@ from typing import Optional
 
 from tcptools import command, report
 from tcptools.command import Command, Wake
+from tcptools.csource import Tool
 from tcptools.kernel import Scope
 from tcptools.options import Tcptop
 from tcptools.screen import Screen, usable
 from tcptools.session import Session, ranked
-from tcptools.sources.traffic import Traffic, tool
+from tcptools.sources import iteration, traffic
+from tcptools.sources.iteration import Iterated
+from tcptools.sources.traffic import Traffic
 
 LOADAVG = "/proc/loadavg"
+
+
+def tool(options: Tcptop) -> Tool:
+    """The C program of this way to watch."""
+    return iteration.tool(options) if options.probe == "iter" else traffic.tool(options)
 
 
 def text_of(options: Tcptop, sessions: list[Session], now: report.Interval) -> str:
@@ -68,9 +76,9 @@ def following(due: int, elapsed: float, interval: float) -> int:
 
 def run(options: Tcptop, scope: Scope) -> None:
     """Trace, and report every interval, until the count is reached or a signal comes."""
-    traffic = Traffic(options, scope)
+    source = Iterated(options, scope) if options.probe == "iter" else Traffic(options, scope)
     this = Command("tcptop")
-    command.report_notes(this, traffic.warnings, traffic.notes if options.verbose else [])
+    command.report_notes(this, source.warnings, source.notes if options.verbose else [])
     # A few cycles come up in an interval; to look for them among its sessions, which are all
     # gone at its end, takes a sixth of the time of an output.
     gc.freeze()
@@ -94,7 +102,7 @@ def run(options: Tcptop, scope: Scope) -> None:
             woken = wait(due * interval - elapsed)
             if view and woken is Wake.ENDED:
                 break  # the last whole interval stays to be seen
-            sessions, missed = traffic.drain()
+            sessions, missed = source.drain()
             all_missed += missed
             now = time.monotonic()
             ended = report.Interval(

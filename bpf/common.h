@@ -4,7 +4,7 @@
  * and the filters.
  *
  * Python puts the options and field offsets in front as macros:
- *   PROBE_FENTRY, PROBE_KPROBE, PROBE_TRACEPOINT    what kind of program this is
+ *   PROBE_FENTRY, PROBE_KPROBE, PROBE_TRACEPOINT, PROBE_ITER    what kind of program this is
  *   MAP_FLAGS                        of maps of which memory is to be taken as used
  *   PID_MATCHES(pid)                 the filter for processes, as a condition
  *   SESSION_FILTER                   only some sessions are wanted, by these conditions:
@@ -58,8 +58,9 @@ struct identity {
 		_value;                                                                            \
 	})
 
-/* A field of what fentry knows the type of is read directly. */
-#ifdef PROBE_FENTRY
+/* A field of what the verifier knows the type of is read directly. */
+#if defined(PROBE_FENTRY) || defined(PROBE_ITER)
+#define KNOWS_TYPES
 #define FIELD(type, base, offset) (*(type *)((void *)(base) + (offset)))
 #else
 #define FIELD FETCH
@@ -169,6 +170,46 @@ static __always_inline bool task_matches(u32 pid)
 	return true;
 }
 
+#ifdef PROBE_ITER
+/* The same of another task. */
+static __always_inline bool other_matches(void *task, u32 pid)
+{
+	if (!(PID_MATCHES(pid)))
+		return false;
+#if defined(CGROUP_ID) || defined(CGROUPMAP)
+	void *cgroup = FETCH(void *, FETCH(void *, task, OFFSET_cgroups), OFFSET_dfl_cgrp);
+#endif
+#ifdef CGROUP_ID
+	if (FETCH(int, cgroup, OFFSET_level) < CGROUP_LEVEL)
+		return false;
+#ifdef OFFSET_ancestor_ids
+	if (FETCH(u64, cgroup, OFFSET_ancestor_ids + CGROUP_LEVEL * sizeof(u64)) != CGROUP_ID)
+		return false;
+#else
+	void *above = FETCH(void *, cgroup, OFFSET_ancestors + CGROUP_LEVEL * sizeof(void *));
+
+	if (FETCH(u64, FETCH(void *, above, OFFSET_kn), OFFSET_id) != CGROUP_ID)
+		return false;
+#endif
+#endif
+#ifdef CGROUPMAP
+	int cgroups = 0;
+
+	if (!has(cgroupmap.lookup(&cgroups),
+		 FETCH(u64, FETCH(void *, cgroup, OFFSET_kn), OFFSET_id)))
+		return false;
+#endif
+#ifdef MNTNSMAP
+	int namespaces = 0;
+	void *namespace = FETCH(void *, FETCH(void *, task, OFFSET_nsproxy), OFFSET_mnt_ns);
+
+	if (!has(mntnsmap.lookup(&namespaces), FETCH(u32, namespace, OFFSET_inum)))
+		return false;
+#endif
+	return true;
+}
+#endif
+
 /* Whether a session is one of those asked for. */
 static __always_inline bool session_matches(void *tp)
 {
@@ -221,12 +262,17 @@ static __always_inline void name_session(struct identity *identity, void *tp)
 	bpf_probe_read_kernel(identity->raddr, 4, tp + OFFSET_skc_daddr);
 }
 
-/* The process that runs, by the name of its first thread: others may have one of their own. */
-static __always_inline void name_process(struct identity *identity, u32 pid)
+/* A task's process, by the name of its first thread: others may have one of their own. */
+static __always_inline void name_task(struct identity *identity, void *task, u32 pid)
 {
-	void *task = (void *)bpf_get_current_task();
 	void *leader = FETCH(void *, task, OFFSET_group_leader);
 
 	identity->pid = bpf_htonl(pid);
 	bpf_probe_read_kernel(identity->comm, sizeof(identity->comm), leader + OFFSET_comm);
+}
+
+/* The process that runs. */
+static __always_inline void name_process(struct identity *identity, u32 pid)
+{
+	name_task(identity, (void *)bpf_get_current_task(), pid);
 }

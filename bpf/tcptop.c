@@ -140,12 +140,6 @@ static __always_inline int at_helper(void *sk)
 	return 0;
 }
 
-/* Whether the current task owns the socket's lock; a softirq only holds the lock's spin lock. */
-static __always_inline bool is_owned(void *tp)
-{
-	return FIELD(int, tp, OFFSET_owned);
-}
-
 /*
  * inet_sk_set_state() and tcp_set_state(), before they set it. connect() comes here, and
  * close(), be it with the state that there is, unless the socket is in CLOSE already.
@@ -247,36 +241,7 @@ TRACEPOINT(event, tcp_destroy_sock, at_tcp_destroy_sock(ARGUMENT(0)))
 TRACEPOINT(again, inet_sock_set_state, at_established(ARGUMENT(0), (u64)ARGUMENT(2)))
 
 #ifdef HAVE_BTF
-/*
- * Iterators; their arguments are those of struct bpf_iter__tcp and so on. They run in the
- * task that reads from them.
- */
-struct meta {
-	void *seq;
-};
-
-struct file_iteration {
-	struct meta *meta;
-	void *task;
-	u32 fd;
-	void *file;
-};
-
-struct tcp_iteration {
-	struct meta *meta;
-	struct sock *sk;
-};
-
-struct map_iteration {
-	struct meta *meta;
-	void *map;
-	void *key;
-	void *value;
-};
-
-static void *(*socket_of)(void *file) = (void *)162; /* bpf_sock_from_file(), Linux 5.11 */
-
-/* Once at the start: only what comes is counted. */
+/* Iterators. Once at the start: only what comes is counted. */
 static __always_inline int note(void *sk)
 {
 	void *tp = (void *)bpf_skc_to_tcp_sock(sk);

@@ -204,6 +204,25 @@ def network_namespaces() -> Iterator[None]:
             os.close(namespace)
 
 
+def namespace_files(wanted: set[int]) -> dict[int, int]:
+    """Network namespaces, opened: a file descriptor for each of these inodes that a process has."""
+    found: dict[int, int] = {}
+    for process in filter(str.isdigit, os.listdir("/proc") if wanted else ()):
+        try:
+            path = f"/proc/{process}/ns/net"
+            inode = os.stat(path).st_ino
+            if inode in wanted and inode not in found:
+                found[inode] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue  # it has ended, or is not ours to look at
+    return found
+
+
+def enter(namespace: int) -> bool:
+    """Go into a network namespace, by its file; whether this is permitted."""
+    return not ctypes.CDLL(None, use_errno=True).setns(namespace, CLONE_NEWNET)
+
+
 def online() -> str:
     """The kernel's release and machine, for -v."""
     system = os.uname()

@@ -100,7 +100,8 @@ def _load(tool: Tool, options: Common, scope: Scope, btf: Optional[Btf]) -> Atta
         reason = "the cheapest that works here" if asked == "auto" else "as asked"
         attached.notes[:0] = [*notes, how, f"probes: {kind.probe}, {reason}"]
         return attached
-    raise Failure(_blame(asked, number, complaint, btf is not None), *notes)
+    needs = "".join({kind.needs for kind in tool.kinds if kind.probe == asked})
+    raise Failure(_blame(asked, number, complaint, btf is not None, needs), *notes)
 
 
 def _make_maps(tool: Tool, code: Compiled, scope: Scope, opened: Opened) -> dict[str, int]:
@@ -191,7 +192,7 @@ def _attach(
     return attached
 
 
-def _blame(asked: str, number: int, complaint: str, has_btf: bool) -> str:
+def _blame(asked: str, number: int, complaint: str, has_btf: bool, needs: str) -> str:
     """What to say where no kind of probe could be used, by the error of the last one."""
     if not has_btf and "kernel headers" in complaint:
         return (
@@ -215,7 +216,8 @@ def _blame(asked: str, number: int, complaint: str, has_btf: bool) -> str:
         )
     every = asked == "auto"
     return (
-        f"this kernel does not take {'any of our' if every else asked} probes;"
+        f"this kernel does not take {'any of our' if every else asked} probes"
+        f"{f', which need {needs}' if needs else ''};"
         f"{'' if every else ' --probe auto tries all kinds,'} -v shows what the kernel says"
     )
 

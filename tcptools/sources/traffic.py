@@ -33,7 +33,7 @@ ROWS = ("rows_even", "rows_odd")
 def tool(options: Tcptop) -> Tool:
     """The C program and its sizes."""
     return Tool(
-        files=("common.h", "tcptop.h", "counting.h", "tcptop.c"),
+        files=("common.h", "tcptop.h", "socket.h", "counting.h", "tcptop.c"),
         # fentry needs Linux 5.5 (on arm64 6.4), and socket storage in its programs 5.11.
         kinds=(
             Kind("fentry", (*TYPED, SOCKET_STORAGE)),
@@ -130,7 +130,8 @@ class Traffic:
         found = self._taken(self._interval - 1)
         # A row is made for bytes, so one without any has lost what it was made for.
         sessions = [session for session in found if session[0] or session[1]]
-        return joined(sessions, special), missed + len(found) - len(sessions)
+        missed += len(found) - len(sessions)
+        return joined(sessions, special) if special else sessions, missed
 
     def _specials(self) -> list[Session]:
         """What was moved on connections that others than their owners work on."""
@@ -151,12 +152,10 @@ class Traffic:
         return [session for block in blocks for session in ROW.iter_unpack(block)]
 
 
-def joined(sessions: list[Session], special: list[Session]) -> list[Session]:
+def joined(sessions: list[Session], others: list[Session]) -> list[Session]:
     """One list of two, in which a process and session have one entry each."""
-    if not special:
-        return sessions
     sums: dict[bytes, tuple[int, int]] = {}
-    for rx, tx, identity in (*sessions, *special):
+    for rx, tx, identity in (*sessions, *others):
         before = sums.get(identity, (0, 0))
         sums[identity] = (before[0] + rx, before[1] + tx)
     return [(rx, tx, identity) for identity, (rx, tx) in sums.items()]

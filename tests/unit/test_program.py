@@ -88,7 +88,7 @@ def test_every_offset_that_the_program_names_is_defined():
     )
     named = set(re.findall(r"OFFSET_(\w+)", text)) - {"field"}
     known = [*FIELDS.values(), *OPTIONAL_FIELDS.values()]
-    assert named == {field.rpartition(".")[2] for fields in known for field in fields}
+    assert named == {btf.named(field)[1] for fields in known for field in fields}
 
 
 def test_the_text_includes_nothing_by_a_relative_name():
