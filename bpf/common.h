@@ -5,16 +5,22 @@
  *
  * Python puts the options and field offsets in front as macros:
  *   PROBE_FENTRY, PROBE_KPROBE, PROBE_TRACEPOINT, PROBE_ITER    what kind of program this is
+ *   ENTRY_TYPED, EVENT_TYPED         which programs know the types of their arguments
  *   MAP_FLAGS                        of maps of which memory is to be taken as used
  *   PID_MATCHES(pid)                 the filter for processes, as a condition
  *   SESSION_FILTER                   only some sessions are wanted, by these conditions:
  *   FAMILY_MATCHES(family), LPORT_MATCHES(port), RPORT_MATCHES(port)
+ *   TASK_FILTER                      only some tasks are wanted, and a task may become another:
  *   CGROUP_ID, CGROUP_LEVEL          a cgroup v2 and its depth, if only that is wanted
  *   CGROUPMAP, MNTNSMAP              the maps of those filters are given
  *   OFFSET_field                     where a kernel structure keeps a field, in bytes
  */
 
 #include <uapi/linux/ptrace.h>
+
+/* For bcc, whose unit for a ring buffer it is; pages are no larger than this anywhere. */
+#undef PAGE_SIZE
+#define PAGE_SIZE 65536
 
 #define AF_INET6 10
 #define IPPROTO_TCP 6
@@ -112,8 +118,8 @@ BPF_ARRAY_OF_MAPS(mntnsmap, "mntns_example", 1);
 #endif
 
 /*
- * Index of `counters`, which user space has in its memory. Those after the first are tcptop's;
- * user space sets the last two of them, and numbers intervals from 1.
+ * Index of `counters`, which user space has in its memory. Looks are counted until it is proved
+ * that there are any. User space sets the last two, and numbers intervals from 1.
  */
 enum { EVENTS_MISSED, ROWS_MADE, SPECIALS_MADE, LOOKS_PROVED, PHASE, INTERVAL, COUNTERS };
 
@@ -228,7 +234,7 @@ static __always_inline bool session_matches(void *tp)
 static __always_inline bool nobody_matches(void)
 {
 	u32 pid = 0;
-#if defined(CGROUP_ID) || defined(CGROUPMAP) || defined(MNTNSMAP)
+#ifdef TASK_FILTER
 	return false;
 #endif
 	return PID_MATCHES(pid);

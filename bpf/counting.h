@@ -297,9 +297,8 @@ static __always_inline void meet(void *tp)
 	if (!session_matches(tp))
 		return;
 	stand(&position, tp);
-	if (phase == COUNTING && has_moved(tp))
+	if (remember(tp, &position) && phase == COUNTING && has_moved(tp))
 		count(EVENTS_MISSED);
-	remember(tp, &position);
 }
 
 /*

@@ -25,14 +25,14 @@
  * counted from where it stands. So a number may come late or, if `missed` says
  * so, not at all; it is never too large.
  *
- * Read by Python, which puts common.h in front, and these macros:
+ * Read by Python, which puts common.h, tcptop.h and counting.h in front, and these macros:
  *   SOCKET_STORAGE         positions live in the socket itself; otherwise in a hash
  *   TRACEPOINTS_PREEMPTED  programs of tracepoints run with preemption on
  *   HAVE_BTF               the kernel has BTF, and so iterators
  *   HAVE_function          the kernel has this function
  */
 
-#if defined(CGROUP_ID) || defined(CGROUPMAP) || defined(MNTNSMAP)
+#ifdef TASK_FILTER /* whose answer may have changed since the last look */
 #define STILL_MATCHES(pid) task_matches(pid)
 #else
 #define STILL_MATCHES(pid) true

@@ -32,7 +32,7 @@ struct record {
 	struct session_key key;
 };
 
-/* What the first process to use a socket in an interval has moved in it. */
+/* What the first process to move a byte of a socket in an interval has moved in it. */
 struct share {
 	u64 rx_bytes;
 	u64 tx_bytes;
@@ -50,7 +50,8 @@ enum {
 
 /* What is kept of a connection. */
 struct position {
-	struct share shares[2]; /* of the latest even and odd interval it was used in */
+	/* Of the latest even and odd interval it was used in. First, for emit_row(). */
+	struct share shares[2];
 	/* Where TCP's counters stood at the last look. */
 	u32 write_seq;
 	u32 copied_seq;

@@ -65,7 +65,6 @@ class Command:
         for number in ENDING:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._end)
-        signal.signal(signal.SIGWINCH, self._resize)
 
     def _end(self, number: int, _: Any) -> None:
         if self.ended:
@@ -79,13 +78,18 @@ class Command:
         self._resized = True
 
     def hold_terminal(self, leave: Callable[[], None], resume: Callable[[], None]) -> None:
-        """Have the terminal given back while the process is stopped, or before it dies."""
+        """Have the terminal given back while the process is stopped, or before it dies.
+
+        From now on wait() also ends for a window that changes its size.
+        """
         self._leave, self._resume = leave, resume
+        signal.signal(signal.SIGWINCH, self._resize)
         if signal.getsignal(signal.SIGTSTP) is not signal.SIG_IGN:
             signal.signal(signal.SIGTSTP, self._stop)
 
     def release_terminal(self) -> None:
         """The terminal has been given back."""
+        signal.signal(signal.SIGWINCH, signal.SIG_DFL)
         if signal.getsignal(signal.SIGTSTP) is not signal.SIG_IGN:
             signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         self._leave = self._resume = None

@@ -184,7 +184,7 @@ def compiled(text: str, names: tuple[str, ...], has_btf: bool) -> tuple[Compiled
     """
     version = bcc_version()
     directory = _kept_in()
-    key = "\0".join((version, os.uname().release, os.uname().machine, *names, text))
+    key = "\0".join((version, *os.uname()[2:], *names, text))
     path = os.path.join(directory or "", hashlib.sha256(key.encode()).hexdigest())
     if directory:
         unusable = suppress(OSError, ValueError, KeyError, TypeError)

@@ -69,7 +69,7 @@ class Tool(NamedTuple):
 
 def any_of(values: tuple[int, ...], name: str) -> str:
     """A C condition: the variable is one of the values; always true for no values."""
-    return " || ".join(f"{name} == {value}" for value in values) or "1"
+    return " || ".join(f"{name} == {value:d}" for value in values) or "1"
 
 
 def macros(kind: Kind, options: Common, scope: Scope, offsets: dict[str, Any], flags: int) -> str:
@@ -85,6 +85,8 @@ def macros(kind: Kind, options: Common, scope: Scope, offsets: dict[str, Any], f
         defined["FAMILY_MATCHES(family)"] = any_of(options.families, "family")
         defined["LPORT_MATCHES(port)"] = any_of(options.lports, "port")
         defined["RPORT_MATCHES(port)"] = any_of(options.rports, "port")
+    if scope.cgroup or scope.maps:
+        defined["TASK_FILTER"] = 1
     if scope.cgroup:
         defined["CGROUP_ID"], defined["CGROUP_LEVEL"] = scope.cgroup
     defined.update((name.upper(), 1) for name in scope.maps)

@@ -10,7 +10,6 @@ import argparse
 import os
 import re
 import shlex
-import socket
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from typing import Any, Generic, Literal, NamedTuple, NoReturn, Optional, TypeVa
 
 from tcptools import VERSION
 from tcptools.session import AF_INET, AF_INET6, SORT_ORDERS
+from tcptools.values import path, pids, ports, seconds, sessions, whole
 
 Value = TypeVar("Value")
 Value_co = TypeVar("Value_co", covariant=True)
@@ -72,69 +72,6 @@ def row(group: str, default: Value, *options: Option[Value]) -> Value:
     """A field of a command line."""
     made: Value = field(default=default, metadata={"group": group, "options": options})
     return made
-
-
-def whole(text: str, most: int = (1 << 31) - 1) -> int:
-    """A whole number from 1 up."""
-    digits = text.lstrip("0")
-    number = int(digits) if re.fullmatch("[0-9]{1,10}", digits) else 0
-    if not 0 < number <= most:
-        raise argparse.ArgumentTypeError(f"{shown(text)} is no whole number from 1 to {most}")
-    return number
-
-
-def sessions(text: str) -> int:
-    """How many sessions a map may hold."""
-    return whole(text, 1 << 24)
-
-
-def pids(text: str) -> tuple[int, ...]:
-    """Process ids, separated by commas."""
-    if not re.fullmatch("[0-9]+(,[0-9]+)*", text):
-        name = text if re.fullmatch(r"[A-Za-z][\w.-]{,14}", text, re.ASCII) else "NAME"
-        raise argparse.ArgumentTypeError(
-            f"{shown(text)} is no list of PIDs; pgrep -d, {name} prints one"
-        )
-    return tuple(map(whole, text.split(",")))
-
-
-def port(text: str) -> int:
-    """A TCP port, by its number or its name in services(5)."""
-    if re.fullmatch("[0-9]+", text):
-        return whole(text, 0xFFFF)
-    try:
-        return socket.getservbyname(text, "tcp")
-    except (OSError, ValueError):  # ValueError: there is a NUL or a surrogate in it
-        raise argparse.ArgumentTypeError(
-            f"{shown(text)} is neither a port's number nor a TCP service in services(5)"
-        ) from None
-
-
-def ports(text: str) -> tuple[int, ...]:
-    """TCP ports, separated by commas."""
-    return tuple(map(port, text.split(",")))
-
-
-def path(text: str) -> str:
-    """A path, or a name, which has to be something."""
-    if not text or "\0" in text:
-        raise argparse.ArgumentTypeError(f"{shown(text)} is no path")
-    return text
-
-
-def seconds(text: str) -> str:
-    """An interval as the user wrote it: a plain decimal number, .5 and 5. among them."""
-    decimal = re.fullmatch(r"[0-9]+\.?[0-9]*|\.[0-9]+", text)
-    if not decimal or not 0.1 <= float(text) <= 1e6:
-        raise argparse.ArgumentTypeError(
-            f"{shown(text)} is no number of seconds from 0.1 to 1000000; for a process: -p PID"
-        )
-    return text
-
-
-def shown(text: str) -> str:
-    """What was typed, for an error: quoted, and not at any length."""
-    return ascii(text if len(text) <= 40 else f"{text[:37]}...")
 
 
 # fmt: off

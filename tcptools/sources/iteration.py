@@ -46,7 +46,7 @@ def ring_size(max_sessions: int) -> int:
 
 def tool(options: Tcptop) -> Tool:
     """The C program and its sizes."""
-    needs = "BTF and socket storage in tracing programs, as Linux has from 5.11 on, no real-time one"
+    needs = "BTF and, in tracing programs, socket storage (Linux 5.11, but no real-time kernel)"
     return Tool(
         files=("common.h", "iter.h", "socket.h", "iter.c"),
         kinds=(Kind("iter", (*TYPED, SOCKET_STORAGE), needs),),

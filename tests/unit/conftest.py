@@ -4,6 +4,7 @@
 import os
 import sys
 
+import pytest
 from hypothesis import settings
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
@@ -11,3 +12,12 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 # No directory of examples is left in the checkout; a slow machine is no failure.
 settings.register_profile("unit", database=None, deadline=None, max_examples=100)
 settings.load_profile("unit")
+
+
+@pytest.fixture
+def terminal():
+    from terminals import Terminal  # which imports this checkout
+
+    terminal = Terminal()
+    yield terminal
+    terminal.close()

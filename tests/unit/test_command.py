@@ -55,6 +55,14 @@ WAIT = 'woken = this.wait(1000)\nthis.say(f"{woken.name}\\n")'
 FLOOD = 'this.say("x" * (1 << 20))'
 
 
+def test_a_resize_ends_no_wait_but_the_live_view():
+    with running(WAIT) as process:
+        process.send_signal(signal.SIGWINCH)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == b"ENDED\n"
+
+
 @pytest.mark.parametrize("number", ENDING, ids=lambda number: number.name)
 def test_a_signal_ends_the_wait(number):
     with running(WAIT) as process:

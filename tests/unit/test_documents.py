@@ -99,7 +99,9 @@ def in_help(kind):
 @of_each_command
 def test_options_are_written_as_in_their_table(read, kind):
     found = read(kind)
-    assert list(found) == [one.invocation for one in visible(kind)], "also in this order"
+    expected = [one.invocation for one in visible(kind)]
+    where = {in_markdown: "the table in a document", in_manual: "OPTIONS of the manual page"}
+    assert list(found) == expected, f"{where.get(read, '--help')}, as in tcptools/options.py"
     for one in visible(kind):
         assert found[one.invocation] in (one.help, None)
 
@@ -114,7 +116,7 @@ def test_synopsis(kind):
         words = [" ".join([*one.flags[:1], *one.argument.split()]) for one in shown]
         expected += [f"[{'|'.join(words)}]"] if words else []
     lines = [line for line in manual(kind, "SYNOPSIS") if line and line[0] != "."]
-    assert " ".join(lines) == " ".join(expected)
+    assert " ".join(lines) == " ".join(expected), f"SYNOPSIS of man/{name_of(kind)}.8"
 
 
 @of_each_command

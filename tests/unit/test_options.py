@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tcptop
-from tcptools import VERSION, options
-from tcptools.options import Tcplife, Tcptop, name_of, rows, visible
+from tcptools import VERSION, options, values
+from tcptools.options import FILTERS, Tcplife, Tcptop, name_of, rows, visible
 from tcptools.session import AF_INET, AF_INET6
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,7 +100,7 @@ def test_ports_have_names(monkeypatch):
     found = parse("-L", "https,8080", "-D", "ssh")
     assert (found.lports, found.rports) == ((443, 8080), (22,))
     with pytest.raises(ArgumentTypeError, match="'tftp' is neither"):
-        options.ports("22,tftp")
+        values.ports("22,tftp")
 
 
 @pytest.mark.parametrize("text", ["0.1", "1", "007", ".5", "5.", "1.25", "1000000"])
@@ -199,20 +199,30 @@ def test_whatever_is_typed_is_accepted_or_makes_two_lines(arguments):
             assert fd == 1 or re.fullmatch(error, data)
 
 
+# What makes the numbers that get into the C text.
+NUMBERS = {one.convert for one in visible(Tcptop, FILTERS) if one.adds_up}
+
+
+def test_what_can_be_a_list_adds_up():
+    for kind in (Tcptop, Tcplife):
+        for one in visible(kind):
+            assert one.adds_up is one.argument.endswith("...]"), one
+
+
 @given(st.text(max_size=12))
 def test_a_number_is_a_number_or_refused(text):
     """Nothing that the C compiler could take for more than a number gets through."""
-    for convert in (options.pids, options.ports):
+    for convert in NUMBERS:
         try:
-            values = convert(text)
+            numbers = convert(text)
         except ArgumentTypeError:
             continue
-        assert all(type(value) is int and 0 < value < 1 << 31 for value in values)
+        assert all(type(number) is int and 0 <= number < 1 << 32 for number in numbers)
 
 
 @given(st.lists(st.integers(1, 65535), min_size=1, max_size=5))
 def test_ports_are_read_as_written(ports):
-    assert options.ports(",".join(map(str, ports))) == tuple(ports)
+    assert values.ports(",".join(map(str, ports))) == tuple(ports)
 
 
 def test_intervals_do_not_drift():

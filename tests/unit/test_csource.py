@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tcptools import csource, kernel
-from tcptools.btf import FIELDS, OPTIONAL_FIELDS
+from tcptools.btf import FIELDS, OPTIONAL_FIELDS, named
 from tcptools.kernel import PinnedMap, Scope
-from tcptools.options import Tcptop, parse
+from tcptools.options import FILTERS, Tcptop, parse, rows
 from tcptools.sources import traffic
 
 STORAGE, FENTRY, KPROBE = traffic.tool(Tcptop()).kinds
@@ -74,6 +74,43 @@ def test_the_text_is_the_same_for_all_sizes():
     assert traffic.tool(parse(Tcptop, ["--max-sessions", "7"])).entries["rows_even"] == 7
 
 
+# Of each filter, some value; and what it names in the kernel.
+WANTED = {
+    "pids": ("-p", "7"),
+    "lports": ("-L", "7"),
+    "rports": ("-D", "7"),
+    "families": ("-4",),
+    "cgroup": Scope((7, 1), {}),
+    "cgroupmap": Scope(None, {"cgroupmap": PinnedMap(7, 0)}),
+    "mntnsmap": Scope(None, {"mntnsmap": PinnedMap(7, 0)}),
+}
+
+
+def test_every_filter_makes_another_program():
+    for each in rows(Tcptop):
+        if each.group == FILTERS:
+            wanted = WANTED[each.name]
+            scope = wanted if isinstance(wanted, Scope) else NOTHING
+            assert text(*(() if scope is wanted else wanted), scope=scope) != text(), each.name
+
+
+def test_every_macro_is_used_and_in_the_head_of_the_text():
+    program = "".join(
+        path.read_text(encoding="ascii") for path in Path(csource.BPF_DIRECTORY).glob("*.[ch]")
+    )
+    every = Scope((7, 1), {name: PinnedMap(7, 0) for name in ("cgroupmap", "mntnsmap")})
+    options = parse(Tcptop, ["-4", "-L", "1", "-D", "1", "-p", "1"])
+    for line in csource.macros(STORAGE, options, every, {}, 0).splitlines():
+        name = re.match(r"#define (\w+)", line)[1]
+        assert re.search(rf"^ \*.*\b{name}\b", program, re.M), name
+        assert len(re.findall(rf"\b{name}\b", program)) > 1, f"{name}: in the head alone"
+
+
+def test_text_is_no_number():
+    with pytest.raises(ValueError):
+        csource.any_of(("0 || evil()",), "pid")
+
+
 def test_kinds():
     defined = {kind: set(macros(kind=kind)) for kind in (STORAGE, FENTRY, KPROBE)}
     assert {"PROBE_FENTRY", "SOCKET_STORAGE", "ENTRY_TYPED", "EVENT_TYPED"} <= defined[STORAGE]
@@ -88,7 +125,7 @@ def test_every_offset_that_the_program_names_is_defined():
     )
     named = set(re.findall(r"OFFSET_(\w+)", text)) - {"field"}
     known = [*FIELDS.values(), *OPTIONAL_FIELDS.values()]
-    assert named == {btf.named(field)[1] for fields in known for field in fields}
+    assert named == {named(field)[1] for fields in known for field in fields}
 
 
 def test_the_text_includes_nothing_by_a_relative_name():
