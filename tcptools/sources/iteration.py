@@ -8,7 +8,7 @@ import signal
 import struct
 import time
 
-from tcptools import kernel, syscalls
+from tcptools import Failure, kernel, syscalls
 from tcptools.csource import SOCKET_STORAGE, TYPED, Iteration, Kind, Tool
 from tcptools.kernel import Scope
 from tcptools.options import Tcptop
@@ -34,8 +34,9 @@ ENDED = struct.Struct(f"=8xQQ{IDENTITY.size}s4x")
 MAX_NAMESPACES = 4096
 # Seconds that an output waits for the iteration, which waits for the locks of sockets.
 LIMIT = 5
-# How much there is in an answer of the child.
-LENGTH = struct.Struct("=Q")
+# Of an answer of the child: how much there is, and that it is records and not what went wrong.
+ANSWER = struct.Struct("=Q?")
+INODE = struct.Struct("=I")
 PR_SET_PDEATHSIG = 1
 
 
@@ -90,6 +91,8 @@ class Sockets:
                 os.closerange(begin + 1, end)
             if os.getppid() == parent:
                 self._serve(requests, answers)
+        except Exception as error:  # the other reports it
+            _write(answers, str(error).encode(), good=False)
         finally:
             os._exit(0)
 
@@ -102,7 +105,7 @@ class Sockets:
         while os.read(requests, 1):
             if (made := counters[NAMESPACES_MADE]) != taken:
                 blocks = syscalls.take(self._namespaces, 4, 4)
-                new = {inode for block in blocks for inode in block.cast("I").tolist()}
+                new = {inode for block in blocks for (inode,) in INODE.iter_unpack(block)}
                 known.update(kernel.namespace_files(new - known.keys()))
                 taken = made
             found = []
@@ -114,12 +117,13 @@ class Sockets:
                 # It is in the map again when a session begins there.
                 if counters[SOCKETS_SEEN] == seen and inode != own:
                     os.close(known.pop(inode))
-            answer = b"".join((LENGTH.pack(sum(map(len, found))), *found))
-            while answer:
-                answer = answer[os.write(answers, answer) :]
+            _write(answers, b"".join(found))
 
     def moved(self) -> tuple[bytes, bool]:
-        """What was moved since the last call, and whether that is all: the rest comes later."""
+        """What was moved since the last call, and whether that is all: the rest comes later.
+
+        Raises Failure if there will be no more.
+        """
         until = time.monotonic() + (0 if self._asked else LIMIT)
         if not self._asked:
             os.write(self._requests, b"x")
@@ -127,16 +131,26 @@ class Sockets:
         waiting = select.poll()
         waiting.register(self._answers, select.POLLIN)
         while True:
-            size = LENGTH.size + LENGTH.unpack_from(self._read)[0] if self._read else LENGTH.size
-            if size == len(self._read) > 0:
+            size, good = ANSWER.unpack_from(self._read) if self._read else (0, True)
+            if self._read and len(self._read) == ANSWER.size + size:
                 break
             if not waiting.poll(max(0, until - time.monotonic()) * 1000):
                 return b"", False
-            if not (block := os.read(self._answers, 1 << 20)):
-                return b"", False  # somebody has ended it
+            block = os.read(self._answers, 1 << 20)
+            if not block:
+                raise Failure("the process that iterates over sockets has ended")
             self._read += block
-        block, self._read, self._asked = self._read[LENGTH.size :], b"", False
+        block, self._read, self._asked = self._read[ANSWER.size :], b"", False
+        if not good:
+            raise Failure(f"iterating over sockets: {block.decode()}")
         return block, True
+
+
+def _write(file: int, block: bytes, good: bool = True) -> None:
+    """Write an answer, all of it."""
+    answer = ANSWER.pack(len(block), good) + block
+    while answer:
+        answer = answer[os.write(file, answer) :]
 
 
 class Iterated:

@@ -50,7 +50,7 @@ def exact(tracers, reference, request):
     none of this process that has no peer."""
 
     @contextlib.contextmanager
-    def check(ledger):
+    def check(ledger, urgent=False):
         settle(*tracers.values())
         if reference:
             reference.forget()
@@ -77,6 +77,16 @@ def exact(tracers, reference, request):
                 for key in {**due, **ours}
                 if ours.get(key) != due.get(key)
             }
+            if urgent and CONTRACTS[kind].urgent:
+                lacks = [
+                    real - got
+                    for key in {**due, **ours}
+                    for got, real in zip(ours.get(key, (0, 0)), due.get(key, (0, 0)))
+                ]
+                assert (kind, min(lacks) >= 0, wrong) == (kind, True, wrong)
+                assert sum(lacks) <= tracer.missed
+                tracer.missed = 0
+                continue
             assert (kind, wrong, tracer.missed) == (kind, {}, 0)
 
     return check

@@ -123,9 +123,9 @@ def test_every_offset_that_the_program_names_is_defined():
     text = "".join(
         path.read_text(encoding="ascii") for path in Path(csource.BPF_DIRECTORY).glob("*.[ch]")
     )
-    named = set(re.findall(r"OFFSET_(\w+)", text)) - {"field"}
+    used = set(re.findall(r"OFFSET_(\w+)", text)) - {"field"}
     known = [*FIELDS.values(), *OPTIONAL_FIELDS.values()]
-    assert named == {named(field)[1] for fields in known for field in fields}
+    assert used == {named(field)[1] for fields in known for field in fields}
 
 
 def test_the_text_includes_nothing_by_a_relative_name():
