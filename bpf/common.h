@@ -4,8 +4,8 @@
  * and the filters.
  *
  * Python puts the options and field offsets in front as macros:
- *   PROBE_FENTRY, PROBE_KPROBE, PROBE_TRACEPOINT, PROBE_ITER    what kind of program this is
- *   ENTRY_TYPED, EVENT_TYPED         which programs know the types of their arguments
+ *   PROBE_FENTRY, PROBE_KPROBE, PROBE_TRACEPOINT, PROBE_ITER, PROBE_CLASSIC  what kind of program
+ * this is ENTRY_TYPED, EVENT_TYPED         which programs know the types of their arguments
  *   MAP_FLAGS                        of maps of which memory is to be taken as used
  *   PID_MATCHES(pid)                 the filter for processes, as a condition
  *   SESSION_FILTER                   only some sessions are wanted, by these conditions:
@@ -73,10 +73,10 @@ struct identity {
 #endif
 
 /*
- * Programs are named for what they are attached to, and where: its entry, or for tracepoints
- * `event` and, for what comes after that, `again`. Python loads and attaches what it finds.
- * TYPED programs know the types of their arguments. (bcc 0.18 puts a function's section in front
- * of the macro, so each makes one function.)
+ * Programs are named for what they are attached to, and where: its entry or return, or for
+ * tracepoints `event` and, for what comes after that, `again`. Python loads and attaches what it
+ * finds. TYPED programs know the types of their arguments. (bcc 0.18 puts a function's section in
+ * front of the macro, so each makes one function.)
  */
 #ifdef ENTRY_TYPED
 #define ENTRY(function, action)                                                                    \
@@ -91,6 +91,11 @@ struct identity {
 		return action((void *)PT_REGS_PARM1(ctx));                                         \
 	}
 #endif
+#define RETURN(function, action)                                                                   \
+	int return__##function(struct pt_regs *ctx)                                                \
+	{                                                                                          \
+		return action(PT_REGS_RC(ctx));                                                    \
+	}
 #ifdef EVENT_TYPED
 #define ARGUMENT(number) ((void *)argument[number])
 #define CONTEXT u64 *argument

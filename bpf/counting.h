@@ -109,13 +109,26 @@ static __always_inline struct session *make_row(void *tp, struct session_key *ke
 	return made;
 }
 
+static __always_inline void add(struct session *row, u32 rx, u32 tx)
+{
+#ifdef PROBE_CLASSIC /* a call that returns has no lock */
+	if (rx)
+		__sync_fetch_and_add(&row->rx_bytes, rx);
+	if (tx)
+		__sync_fetch_and_add(&row->tx_bytes, tx);
+#else
+	row->rx_bytes += rx;
+	row->tx_bytes += tx;
+#endif
+}
+
 /*
  * Put what the shares of a position hold into their rows. User space may still be at the last
  * interval.
  */
 static __always_inline void settle(struct position *position)
 {
-#ifdef HAVE_BTF
+#ifdef HAVE_SHARES
 	u32 last = running() - 1;
 
 #pragma clang loop unroll(disable)
@@ -242,6 +255,31 @@ static __always_inline void sum_up(void *tp, struct position *position, bool sen
 	special->over = over;
 }
 
+/*
+ * Whether somebody is in a call that sends and will add what it has sent himself. Only the kind
+ * `classic` has such calls: others look whenever the socket's lock is given back.
+ */
+static __always_inline bool is_sending(struct position *position)
+{
+#ifdef PROBE_CLASSIC
+	return position->sending;
+#else
+	return false;
+#endif
+}
+
+/* Where write_seq stands without the FIN after it. */
+static __always_inline u32 last_sent(struct position *position, u32 write_seq)
+{
+	if (!position->send_closed)
+		return write_seq;
+#ifdef PROBE_CLASSIC
+	return position->last_sent;
+#else
+	return position->write_seq;
+#endif
+}
+
 /* Bytes that were moved since the last look. */
 struct movement {
 	u32 rx;
@@ -251,12 +289,12 @@ struct movement {
 static __always_inline struct movement movement_of(void *tp, struct position *position)
 {
 	u8 state = FIELD(u8, tp, OFFSET_skc_state);
-	u32 write_seq = FIELD(u32, tp, OFFSET_write_seq);
+	u32 write_seq = last_sent(position, FIELD(u32, tp, OFFSET_write_seq));
 	u32 copied_seq = FIELD(u32, tp, OFFSET_copied_seq);
 	u32 mark = FIELD(u32, tp, OFFSET_urg_seq);
 	struct movement moved = {
 	    .rx = copied_seq - position->copied_seq,
-	    .tx = position->send_closed ? 0 : write_seq - position->write_seq,
+	    .tx = write_seq - position->write_seq,
 	};
 
 	if (mark != position->urgent_mark) { /* should it have been missed */
@@ -265,15 +303,28 @@ static __always_inline struct movement movement_of(void *tp, struct position *po
 	}
 	if (position->urgent)
 		moved.rx += urgent_bytes(tp, position, mark, copied_seq);
-	position->write_seq = write_seq;
+	if (is_sending(position))
+		moved.tx = 0;
+	else
+		position->write_seq = write_seq;
 	position->copied_seq = copied_seq;
 	/* A FIN is the last to move either counter, by one, and is no byte. */
-	if (moved.tx && fin_queued(state))
+	if (moved.tx && !position->send_closed && fin_queued(state))
 		moved.tx--;
 	if (moved.rx && state != TCP_ESTABLISHED &&
 	    fin_read(FIELD(u64, tp, OFFSET_skc_flags), copied_seq, FIELD(u32, tp, OFFSET_rcv_nxt)))
 		moved.rx--;
 	return moved;
+}
+
+/* What still moves write_seq is a FIN. */
+static __always_inline void close_sending(void *tp, struct position *position)
+{
+#ifdef PROBE_CLASSIC
+	if (!position->send_closed)
+		position->last_sent = FIELD(u32, tp, OFFSET_write_seq);
+#endif
+	position->send_closed = 1;
 }
 
 /*
@@ -333,7 +384,7 @@ static __always_inline void look(void *tp, struct position *position, u32 pid, u
 
 	if (!was_special) {
 		moved = movement_of(tp, position);
-		if (is_special(tp))
+		if (is_special(tp) && !is_sending(position))
 			make_special(tp, position);
 	}
 	if (position->special) {
@@ -350,7 +401,7 @@ static __always_inline void look(void *tp, struct position *position, u32 pid, u
 	row = make_row(tp, &key, interval);
 	if (!row)
 		return;
-#ifdef HAVE_BTF
+#ifdef HAVE_SHARES
 	if (share->interval != interval) {
 		share->interval = interval;
 		share->key = key;
@@ -370,8 +421,7 @@ static __always_inline void look(void *tp, struct position *position, u32 pid, u
 		return;
 	}
 #endif
-	row->rx_bytes += moved.rx;
-	row->tx_bytes += moved.tx;
+	add(row, moved.rx, moved.tx);
 }
 
 /*
@@ -398,10 +448,8 @@ static __always_inline void look_last(void *tp, struct position *position, bool 
 		return;
 	key.connection = position->connection;
 	row = make_row(tp, &key, running());
-	if (row) {
-		row->rx_bytes += moved.rx;
-		row->tx_bytes += moved.tx;
-	}
+	if (row)
+		add(row, moved.rx, moved.tx);
 }
 
 /*
@@ -437,4 +485,22 @@ static __always_inline void establish(void *tp, struct position *position)
 	start(position, tp);
 	if (is_special(tp))
 		make_special(tp, position);
+}
+
+/* A closer look at a socket whose lock the current task has, or that is met. */
+static __always_inline int use(void *tp, struct position *position, u32 pid, u64 interval,
+			       struct share *share)
+{
+	if (position->stage == BEGUN && FIELD(u8, tp, OFFSET_skc_state) == TCP_SYN_SENT)
+		return 0;
+	if (is_current(tp, position)) {
+		look(tp, position, pid, interval, share);
+		return 0;
+	}
+	settle(position);
+	forget(tp);
+	if (FIELD(u16, tp, OFFSET_skc_dport)) /* else tcp_disconnect() has reset it */
+		count(EVENTS_MISSED);
+	meet(tp);
+	return 0;
 }

@@ -222,8 +222,9 @@ static __always_inline int at_change(void *sk, u8 from, u8 to, bool again)
 	} else if (position && (to == TCP_CLOSE || is_owned(tp))) {
 		if (from == TCP_SYN_SENT) {
 			/*
-			 * The SYN may have had data (TCP_FASTOPEN) that nobody acknowledged, or there
-			 * are no sequence numbers (inet_hash_connect() has failed): not to be told.
+			 * The SYN may have had data (TCP_FASTOPEN) that nobody acknowledged, or
+			 * there are no sequence numbers (inet_hash_connect() has failed): not to be
+			 * told.
 			 */
 			if (FIELD(u32, tp, OFFSET_write_seq) - FIELD(u32, tp, OFFSET_snd_una) > 1)
 				count(EVENTS_MISSED);
@@ -322,8 +323,8 @@ ENTRY(sk_send_sigurg, at_sk_send_sigurg)
 TRACEPOINT(event, inet_sock_set_state, at_change(CHANGE, false))
 TRACEPOINT(event, tcp_destroy_sock, at_tcp_destroy_sock(ARGUMENT(0)))
 /*
- * A program is skipped where it interrupts itself on that CPU, but then this one is not: an accepted
- * connection begins in a softirq, and since Linux 7.0 they may be preempted.
+ * A program is skipped where it interrupts itself on that CPU, but then this one is not: an
+ * accepted connection begins in a softirq, and since Linux 7.0 they may be preempted.
  */
 TRACEPOINT(again, inet_sock_set_state, at_change(CHANGE, true))
 #ifdef TRACEPOINTS_PREEMPTED

@@ -33,7 +33,8 @@ struct position {
 	u8 wanted; /* by the filters for processes */
 	u8 urgent; /* urgent data has come since the urgent mark was last passed */
 	u8 urgent_taken; /* and its byte was read with MSG_OOB */
-	struct identity owner; /* who opened or accepted it; no family unless its session is named */
+	struct identity
+	    owner; /* who opened or accepted it; no family unless its session is named */
 };
 
 BPF_SK_STORAGE(positions, struct position);

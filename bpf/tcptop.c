@@ -38,6 +38,7 @@
 #define STILL_MATCHES(pid) true
 #endif
 
+#ifndef PROBE_CLASSIC
 /* The task has done what it wanted, or goes to sleep until it can go on. */
 static __always_inline int at_release_sock(void *sk)
 {
@@ -51,8 +52,10 @@ static __always_inline int at_release_sock(void *sk)
 	if (!tp)
 		return 0;
 	position = position_of(tp);
-	if (!position)
-		goto unknown;
+	if (!position) {
+		meet(tp);
+		return 0;
+	}
 	/* The common case, in as few instructions as it takes: the same process goes on. */
 	pid = bpf_get_current_pid_tgid() >> 32;
 	interval = running();
@@ -93,20 +96,20 @@ static __always_inline int at_release_sock(void *sk)
 		}
 	}
 closer:
-	if (position->stage == BEGUN && FIELD(u8, tp, OFFSET_skc_state) == TCP_SYN_SENT)
-		return 0;
-	if (is_current(tp, position)) {
-		look(tp, position, pid, interval, share);
-		return 0;
-	}
-	settle(position);
-	forget(tp);
-	if (FIELD(u16, tp, OFFSET_skc_dport)) /* else tcp_disconnect() has reset it */
-		count(EVENTS_MISSED);
-unknown:
-	meet(tp);
+	return use(tp, position, pid, interval, share);
+}
+
+/* Others are about to move bytes of this socket. */
+static __always_inline int at_helper(void *sk)
+{
+	void *tp = TCP(sk);
+	struct position *position = tp ? position_of(tp) : 0;
+
+	if (position)
+		look_closer(position);
 	return 0;
 }
+#endif
 
 /* tcp_check_urg() has seen urgent data coming, and is about to set the mark. */
 static __always_inline int at_sk_send_sigurg(void *sk)
@@ -126,17 +129,6 @@ static __always_inline int at_sk_send_sigurg(void *sk)
 	position->urgent = 1;
 	position->urgent_taken = 0;
 	look_closer(position);
-	return 0;
-}
-
-/* Others are about to move bytes of this socket. */
-static __always_inline int at_helper(void *sk)
-{
-	void *tp = TCP(sk);
-	struct position *position = tp ? position_of(tp) : 0;
-
-	if (position)
-		look_closer(position);
 	return 0;
 }
 
@@ -177,7 +169,8 @@ static __always_inline int at_inet_sock_set_state(void *sk, u8 to)
 		if (!begins) {
 			if (!position->special && is_current(tp, position))
 				look_last(tp, position, true);
-			position->send_closed |= fin_queued(to);
+			if (fin_queued(to))
+				close_sending(tp, position);
 		}
 	}
 	if (begins) {
@@ -228,7 +221,19 @@ static __always_inline int at_tcp_destroy_sock(void *sk)
 	return 0;
 }
 
+#ifdef PROBE_CLASSIC
+ENTRY(tcp_sendmsg, at_send)
+RETURN(tcp_sendmsg, at_sent)
+#ifdef HAVE_tcp_sendpage
+ENTRY(tcp_sendpage, at_send)
+RETURN(tcp_sendpage, at_sent)
+#endif
+ENTRY(tcp_cleanup_rbuf, at_tcp_cleanup_rbuf)
+ENTRY(tcp_close, at_tcp_close)
+ENTRY(tcp_disconnect, at_tcp_disconnect)
+#else
 ENTRY(release_sock, at_release_sock)
+#endif
 ENTRY(sk_send_sigurg, at_sk_send_sigurg)
 #ifdef HAVE_tcp_set_ulp
 ENTRY(tcp_set_ulp, at_helper)

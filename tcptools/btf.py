@@ -54,9 +54,9 @@ OPTIONAL_FIELDS = {
     "cgroup": ("level", "ancestor_ids", "ancestors", "kn"),
     "kernfs_node": ("id",),
 }
-# Functions that some kernels have: those which tell that others begin to move a socket's bytes, and
-# the reading of urgent data.
-OPTIONAL_FUNCTIONS = ("tcp_set_ulp", "sk_psock_init", "tcp_recv_urg")
+# Functions that some kernels have: those which tell that others begin to move a socket's bytes,
+# the reading of urgent data, and sending of pages (up to Linux 6.4).
+OPTIONAL_FUNCTIONS = ("tcp_set_ulp", "sk_psock_init", "tcp_recv_urg", "tcp_sendpage")
 
 
 class _BtfType(ctypes.Structure):

@@ -99,8 +99,7 @@ def text(tool: Tool, kind: Kind, options: Common, scope: Scope, btf: Optional[Bt
     if btf:
         offsets: dict[str, Any] = dict(types.field_offsets(btf))
         headers = "#define HAVE_BTF\n"
-        for function in filter(btf.function, types.OPTIONAL_FUNCTIONS):
-            headers += f"#define HAVE_{function}\n"
+        functions = set(filter(btf.function, types.OPTIONAL_FUNCTIONS))
         if btf.tracepoints_are_preempted():
             headers += "#define TRACEPOINTS_PREEMPTED\n"
     else:
@@ -110,6 +109,8 @@ def text(tool: Tool, kind: Kind, options: Common, scope: Scope, btf: Optional[Bt
             for path, name in map(types.named, fields)
         }
         headers = "#include <linux/tcp.h>\n#include <linux/nsproxy.h>\n"
+        functions = kernel.functions() & {"tcp_sendpage"}
+    headers += "".join(f"#define HAVE_{function}\n" for function in sorted(functions))
     # A kprobe program may not allocate map memory before Linux 6.1 gave BPF an allocator
     # of its own (7c8199e24fa0), struct bpf_mem_alloc. In a real-time kernel that is refilled by a
     # thread, which comes too late for a burst (irq_work, kernel/bpf/memalloc.c).

@@ -45,6 +45,12 @@ def ftrace_is_off() -> bool:
         return False  # the kernel has no such switch
 
 
+def functions() -> set[str]:
+    """The names of the kernel's functions, and of other things that it has."""
+    with open("/proc/kallsyms", encoding="ascii", errors="replace") as symbols:
+        return {line.split()[2] for line in symbols}
+
+
 def realtime() -> bool:
     """Whether the kernel is a real-time one (CONFIG_PREEMPT_RT), which says so in its version."""
     return "PREEMPT_RT" in os.uname().version

@@ -129,7 +129,7 @@ class Tcptop(Common):
         Option(("--csv",), "CSV instead of tables", const="csv"))
     probe: str = row(TRACING, "auto", Option(
         ("--probe",), "how to trace the kernel (default: auto, the cheapest that works)", str,
-        choices=("auto", "fentry", "kprobe", "iter")))
+        choices=("auto", "fentry", "kprobe", "classic", "iter")))
     max_sessions: int = row(TRACING, 65536, Option(
         ("--max-sessions",), "sessions that one interval can hold (default: 65536)", sessions,
         metavar="N"))

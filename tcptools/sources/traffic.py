@@ -18,6 +18,8 @@ SOCKETS_PER_SESSION = 4
 # Sockets with helpers, see struct special in bpf/tcptop.h: there are few, and every output looks
 # through the whole map.
 MAX_SPECIALS = 16384
+# Tasks that are sending, for the kind `classic`.
+MAX_SENDERS = 16384
 # struct record of bpf/tcptop.h: its session, its key, and whether it is the last of the key.
 RECORD = struct.Struct(f"=QQ{IDENTITY.size}s20x")
 RECORD_KEY = struct.Struct("=80x16s")
@@ -33,17 +35,19 @@ ROWS = ("rows_even", "rows_odd")
 def tool(options: Tcptop) -> Tool:
     """The C program and its sizes."""
     return Tool(
-        files=("common.h", "tcptop.h", "socket.h", "counting.h", "tcptop.c"),
+        files=("common.h", "tcptop.h", "socket.h", "counting.h", "classic.h", "tcptop.c"),
         # fentry needs Linux 5.5 (on arm64 6.4), and socket storage in its programs 5.11.
         kinds=(
             Kind("fentry", (*TYPED, SOCKET_STORAGE)),
             Kind("fentry", TYPED),
             Kind("kprobe"),
+            Kind("classic"),
         ),
         entries={
             **dict.fromkeys(ROWS, options.max_sessions),
             "positions": options.max_sessions * SOCKETS_PER_SESSION,
             "specials": MAX_SPECIALS,
+            "senders": MAX_SENDERS,
         },
         maps=(*ROWS, "rows", "specials"),
         examples=(("rows", ROWS[0]),),
@@ -131,7 +135,10 @@ class Traffic:
         # A row is made for bytes, so one without any has lost what it was made for.
         sessions = [session for session in found if session[0] or session[1]]
         missed += len(found) - len(sessions)
-        return joined(sessions, special) if special else sessions, missed
+        # classic may know a connection better at its second use, and then has two rows.
+        if special or self._programs.kind.probe == "classic":
+            sessions = joined(sessions, special)
+        return sessions, missed
 
     def _specials(self) -> list[Session]:
         """What was moved on connections that others than their owners work on."""

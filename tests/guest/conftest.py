@@ -66,11 +66,13 @@ def exact(tracers, reference, request):
             reference.compare(request.node.name, truth, rows)
         for kind, tracer in tracers.items():
             seen = CONTRACTS[kind].seen
-            ours = seen({
-                key: moved
-                for key, moved in rows[kind].items()
-                if key[1:] in ports or (key[0] == os.getpid() and 0 in key)
-            })
+            ours = seen(
+                {
+                    key: moved
+                    for key, moved in rows[kind].items()
+                    if key[1:] in ports or (key[0] == os.getpid() and 0 in key)
+                }
+            )
             due = seen(truth)
             wrong = {
                 key: {"ours": ours.get(key), "truth": due.get(key)}

@@ -49,6 +49,7 @@ class Contract(NamedTuple):
 CONTRACTS = {
     "fentry": Contract(),
     "kprobe": Contract(),
+    "classic": Contract(),
     "iter": Contract(opener=True, urgent="tcp_recv_urg" not in SYMBOLS),
 }
 # Those that this kernel has. iter needs socket storage in tracing programs: Linux 5.11.
@@ -57,6 +58,7 @@ KINDS = [
     for kind, has in (
         ("fentry", HAS_FENTRY),
         ("kprobe", True),
+        ("classic", True),
         ("iter", HAS_FENTRY and "bpf_sock_from_file" in SYMBOLS and not REALTIME),
     )
     if has and kind in os.environ.get("TCPTOP_KINDS", kind).split(",")

@@ -10,9 +10,10 @@ from tcptools import csource, kernel
 from tcptools.btf import FIELDS, OPTIONAL_FIELDS, named
 from tcptools.kernel import PinnedMap, Scope
 from tcptools.options import FILTERS, Tcptop, parse, rows
-from tcptools.sources import traffic
+from tcptools.sources import iteration, traffic
 
-STORAGE, FENTRY, KPROBE = traffic.tool(Tcptop()).kinds
+STORAGE, FENTRY, KPROBE, CLASSIC = traffic.tool(Tcptop()).kinds
+[ITER] = iteration.tool(Tcptop()).kinds
 NOTHING = Scope(None, {})
 
 
@@ -117,6 +118,8 @@ def test_kinds():
     assert defined[FENTRY] == defined[STORAGE] - {"SOCKET_STORAGE"}
     typed = {"PROBE_FENTRY", "ENTRY_TYPED", "EVENT_TYPED"}
     assert defined[KPROBE] == defined[FENTRY] - typed | {"PROBE_KPROBE"}
+    assert set(macros(kind=CLASSIC)) == defined[KPROBE] - {"PROBE_KPROBE"} | {"PROBE_CLASSIC"}
+    assert set(macros(kind=ITER)) == defined[STORAGE] - {"PROBE_FENTRY"} | {"PROBE_ITER"}
 
 
 def test_every_offset_that_the_program_names_is_defined():
@@ -135,7 +138,7 @@ def test_the_text_includes_nothing_by_a_relative_name():
 
 @pytest.mark.parametrize(
     "option, expected",
-    [("auto", [KPROBE]), ("kprobe", [KPROBE]), ("fentry", [])],
+    [("auto", [KPROBE, CLASSIC]), ("kprobe", [KPROBE]), ("classic", [CLASSIC]), ("fentry", [])],
 )
 def test_without_btf_only_kprobes_are_tried(option, expected):
     assert kinds(None, "--probe", option) == expected
@@ -146,7 +149,8 @@ class FakeBtf:
 
 
 @pytest.mark.parametrize(
-    "realtime, expected", [(False, [STORAGE, FENTRY, KPROBE]), (True, [FENTRY, KPROBE])]
+    "realtime, expected",
+    [(False, [STORAGE, FENTRY, KPROBE, CLASSIC]), (True, [FENTRY, KPROBE, CLASSIC])],
 )
 def test_no_storage_where_it_may_sleep(realtime, expected, monkeypatch):
     monkeypatch.setattr(kernel, "realtime", lambda: realtime)

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * The kind `classic`: what bcc's tcptop traces, tcp_sendmsg() and tcp_sendpage() with their returns
+ * and tcp_cleanup_rbuf().
+ *
+ * The last is called with the socket's lock held, and everything is counted there as by the other
+ * kinds. A send returns without the lock. So it does not look at the socket: it adds what it
+ * returns, bytes of its own, to its row and to the position, while all others leave write_seq alone
+ * as long as somebody is sending. That cannot be more than was sent: the row gets nothing that
+ * write_seq has not moved beyond the position.
+ *
+ * A return that the kernel misses (there are more sleepers than it has kretprobe_instances) leaves
+ * its bytes and its mark to the next send of that task, or to close(): nobody else sends then. They
+ * come late.
+ */
+#ifdef PROBE_CLASSIC
+
+/* The sockets that tasks are sending on, by pid_tgid; old ones make room. */
+BPF_F_TABLE("lru_hash", u64, u64, senders, ANY_SIZE, 0);
+
+/* A call has ended, or its end was missed. */
+static __always_inline void end_sending(struct position *position)
+{
+	if (position->sending)
+		__sync_fetch_and_add(&position->sending, -1);
+}
+
+static __always_inline int at_send(void *sk)
+{
+	u64 task = bpf_get_current_pid_tgid(), socket = (u64)sk;
+	u64 *missed = senders.lookup(&task);
+	struct position *position;
+
+	if (missed) {
+		position = position_of((void *)*missed);
+		if (position)
+			end_sending(position);
+		senders.delete(&task);
+	}
+	position = position_of(sk);
+	if (!position) {
+		meet(sk);
+		position = position_of(sk);
+	}
+	/* Before the handshake is over, there is nothing to count from. */
+	if (!position || position->stage == BEGUN || senders.update(&task, &socket))
+		return 0;
+	__sync_fetch_and_add(&position->sending, 1);
+	return 0;
+}
+
+static __always_inline int at_sent(int count)
+{
+	u64 task = bpf_get_current_pid_tgid();
+	u64 *found = senders.lookup(&task);
+	void *tp = found ? (void *)*found : 0;
+	struct position *position = tp ? position_of(tp) : 0;
+	u32 pid = task >> 32;
+	struct session_key key = {.socket = (u64)tp, .pid = pid};
+	struct session *row;
+
+	if (!found)
+		return 0;
+	senders.delete(&task);
+	if (!position)
+		return 0;
+	/* In TCP_REPAIR, a send may put bytes into the queue of those received. */
+	if (count > 0 && !position->special &&
+	    (u32)(last_sent(position, FIELD(u32, tp, OFFSET_write_seq)) - position->write_seq) >=
+		(u32)count) {
+		key.connection = position->connection;
+		row = task_matches(pid) ? make_row(tp, &key, running()) : 0;
+		if (row)
+			add(row, 0, count);
+		__sync_fetch_and_add(&position->write_seq, count);
+	}
+	end_sending(position);
+	return 0;
+}
+
+/* Somebody who has the socket's lock has read from it. */
+static __always_inline int at_tcp_cleanup_rbuf(void *tp)
+{
+	struct position *position = position_of(tp);
+
+	if (position)
+		return use(tp, position, bpf_get_current_pid_tgid() >> 32, running(),
+			   position->shares);
+	meet(tp);
+	return 0;
+}
+
+/* No process has it any more, and so nobody is sending. */
+static __always_inline int at_tcp_close(void *tp)
+{
+	struct position *position = position_of(tp);
+
+	if (position)
+		position->sending = 0;
+	return 0;
+}
+
+/* What was sent is not seen any more afterwards. */
+static __always_inline int at_tcp_disconnect(void *tp)
+{
+	struct position *position = position_of(tp);
+
+	if (position && position->sending && position->stage != BEGUN &&
+	    last_sent(position, FIELD(u32, tp, OFFSET_write_seq)) != position->write_seq)
+		count(EVENTS_MISSED);
+	return 0;
+}
+
+/*
+ * Others are about to move bytes of this socket, whose lock the current task has: from now on its
+ * totals are read, as none of the functions above is called.
+ */
+static __always_inline int at_helper(void *tp)
+{
+	struct position *position = position_of(tp);
+	u32 pid = bpf_get_current_pid_tgid() >> 32;
+	u64 interval = running();
+	struct special *special;
+
+	if (!position || position->special || position->stage == BEGUN || !is_current(tp, position))
+		return 0;
+	look(tp, position, pid, interval, position->shares);
+	if (!position->special && !is_sending(position))
+		make_special(tp, position);
+	special = position->special ? special_of(tp, position) : 0;
+	if (special)
+		note_user(special, pid, interval);
+	return 0;
+}
+
+#endif
