@@ -15,7 +15,7 @@ import threading
 import time
 
 import pytest
-from tracing import COMMAND, KINDS, PATIENCE, settle, start, tcptop
+from tracing import COMMAND, MOVERS, PATIENCE, settle, start, tcptop
 from workload import Ledger, close, connect, listener, move, pair
 
 BANNER = "Tracing... Output every 1 secs. Hit Ctrl-C to end\n"
@@ -335,7 +335,7 @@ def test_the_name_of_a_unit():
 
 
 def stop(tracers):
-    assert {kind: tracer.stop() for kind, tracer in tracers.items()} == dict.fromkeys(KINDS, 0)
+    assert {kind: tracer.stop() for kind, tracer in tracers.items()} == dict.fromkeys(tracers, 0)
 
 
 def assert_own_rows(tracers, ledger):
@@ -350,7 +350,7 @@ def test_filter_for_processes():
     """A socket that is shared with another process shows this one's bytes alone."""
     ledger = Ledger()
     client, server = pair()
-    tracers = start("-p", f"1,{os.getpid()}", "0.3")
+    tracers = start("-p", f"1,{os.getpid()}", "0.3", kinds=MOVERS)
     for size in (1009, 2003):
         move(ledger, client, server, size)
         child = os.fork()
@@ -391,7 +391,7 @@ def test_filter_for_a_cgroup_with_descendants():
         os.makedirs(path, exist_ok=True)
     ledger = Ledger()
     client, server = pair()
-    tracers = start("-c", top, "0.3")
+    tracers = start("-c", top, "0.3", kinds=MOVERS)
     try:
         for path, size in ((top, 1009), (beside, 4001), (inner, 2003)):
             with open(f"{path}/cgroup.procs", "w") as group:
@@ -412,7 +412,7 @@ def test_filters_by_maps(make_map):
     namespace = os.stat("/proc/self/ns/mnt").st_ino
     ledger = Ledger()
     client, server = pair()
-    tracers = start("--cgroupmap", cgroups, "--mntnsmap", namespaces, "0.3")
+    tracers = start("--cgroupmap", cgroups, "--mntnsmap", namespaces, "0.3", kinds=MOVERS)
     move(Ledger(), client, server, 101)  # an empty map shows nothing
     add(cgroups, cgroup, 8)
     move(Ledger(), client, server, 103)
@@ -430,7 +430,7 @@ def test_more_sessions_than_there_is_room_for():
     ledger = Ledger()
     pairs = [pair() for _ in range(40)]
     # A tcptop that starts moves a byte, too.
-    tracers = start("-p", os.getpid(), "--max-sessions", "31", "1000")
+    tracers = start("-p", os.getpid(), "--max-sessions", "31", "1000", kinds=MOVERS)
     for client, server in pairs:
         move(ledger, client, server, 1009)
         move(ledger, client, server, 11)

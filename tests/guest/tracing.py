@@ -28,12 +28,16 @@ REALTIME = "PREEMPT_RT" in os.uname().version
 class Contract(NamedTuple):
     """What a kind may do otherwise than count each byte at once for the process that moved it.
 
-    opener: all that a session moves is of the process that opened or accepted it; urgent: the
-    urgent byte that is read with MSG_OOB may be missed.
+    opener: all that a session moves is of the process that opened or accepted it, and filters for
+    processes look at that one when it does; urgent: the urgent byte that is read with MSG_OOB may
+    be missed; hidden: in a network namespace that no process is in, a session is counted when it
+    ends; locks: no output while a process sleeps with a locked socket, which is missed.
     """
 
     opener: bool = False
     urgent: bool = False
+    hidden: bool = False
+    locks: bool = False
 
     def seen(self, rows):
         """Rows as this kind may show them: {key: [rx bytes, tx bytes]}, where what is the same
@@ -50,7 +54,7 @@ CONTRACTS = {
     "fentry": Contract(),
     "kprobe": Contract(),
     "classic": Contract(),
-    "iter": Contract(opener=True, urgent="tcp_recv_urg" not in SYMBOLS),
+    "iter": Contract(opener=True, urgent="tcp_recv_urg" not in SYMBOLS, hidden=True, locks=True),
 }
 # Those that this kernel has. iter needs socket storage in tracing programs: Linux 5.11.
 KINDS = [
@@ -71,9 +75,13 @@ def tcptop(*arguments, **options):
     return subprocess.run([*COMMAND, *map(str, arguments)], check=False, **options)
 
 
-def start(*arguments):
+# Those that count for the process that moves the bytes.
+MOVERS = [kind for kind in KINDS if not CONTRACTS[kind].opener]
+
+
+def start(*arguments, kinds=KINDS):
     """A Tracer of each kind, by name; started at once, for most of it is waiting to compile."""
-    tracers = {kind: Tracer("--probe", kind, *arguments) for kind in KINDS}
+    tracers = {kind: Tracer("--probe", kind, *arguments) for kind in kinds}
     for tracer in tracers.values():
         tracer.attached()
     return tracers
