@@ -48,21 +48,13 @@ static __always_inline bool is_wanted(void *tp, struct position *position)
 static __always_inline void look_at_urgent(void *tp, struct position *position, u32 copied_seq)
 {
 	u32 mark = FIELD(u32, tp, OFFSET_urg_seq);
-	bool taken = position->urgent_taken;
-	int bytes;
 
 	if (mark != position->urgent_mark) { /* should it have been missed */
 		position->urgent_mark = mark;
 		position->urgent = 1;
 	}
-	if (!position->urgent)
-		return;
-	bytes = urgent_bytes(tp, position, mark, copied_seq);
-	position->urgent_bytes += bytes;
-#ifndef HAVE_tcp_recv_urg
-	if (bytes < 0 && !taken) /* nobody knows whether it was read before it was passed */
-		count(EVENTS_MISSED);
-#endif
+	if (position->urgent)
+		position->urgent_bytes += urgent_bytes(tp, position, mark, copied_seq);
 }
 
 /* A session's totals. */

@@ -113,6 +113,11 @@ static __always_inline bool fin_read(u64 flags, u32 copied_seq, u32 rcv_nxt)
 	return flags & SOCK_DONE && copied_seq == rcv_nxt;
 }
 
+/* Of these kinds no program runs when recv(MSG_OOB) returns. */
+#if defined(PROBE_CLASSIC) || defined(PROBE_ITER) && !defined(HAVE_tcp_recv_urg)
+#define URGENT_UNSEEN
+#endif
+
 /*
  * The urgent byte has a sequence number in the stream, but recv() jumps over it
  * unless SO_OOBINLINE is set, and recv(MSG_OOB) takes it without moving
@@ -131,6 +136,10 @@ static __always_inline int urgent_bytes(void *tp, struct position *position, u32
 		bytes++;
 	}
 	if (mark - position->copied_seq < copied_seq - position->copied_seq) {
+#ifdef URGENT_UNSEEN /* nobody knows whether it was read before it was passed */
+		if (!position->urgent_taken)
+			count(EVENTS_MISSED);
+#endif
 		position->urgent = 0;
 		position->urgent_taken = 0;
 		bytes--;

@@ -121,6 +121,10 @@ static __always_inline int at_sk_send_sigurg(void *sk)
 	if (!position)
 		return 0;
 	copied_seq = FIELD(u32, tp, OFFSET_copied_seq);
+	/* The next look counts what recv(MSG_OOB) has taken and no look has seen. */
+	if (position->urgent && !position->urgent_taken &&
+	    FIELD(u16, tp, OFFSET_urg_data) & TCP_URG_READ)
+		position->copied_seq--;
 	/* It steps over the byte at the old mark, if the reader stands there. */
 	if (FIELD(u16, tp, OFFSET_urg_data) && FIELD(u32, tp, OFFSET_urg_seq) == copied_seq &&
 	    copied_seq != FIELD(u32, tp, OFFSET_rcv_nxt) &&

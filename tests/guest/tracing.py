@@ -53,7 +53,7 @@ class Contract(NamedTuple):
 CONTRACTS = {
     "fentry": Contract(),
     "kprobe": Contract(),
-    "classic": Contract(),
+    "classic": Contract(urgent=True),
     "iter": Contract(opener=True, urgent="tcp_recv_urg" not in SYMBOLS, hidden=True, locks=True),
 }
 # Those that this kernel has. iter needs socket storage in tracing programs: Linux 5.11.
