@@ -15,7 +15,7 @@
  */
 #ifdef PROBE_CLASSIC
 
-/* The sockets that tasks are sending on, by pid_tgid; old ones make room. */
+/* The sockets that tasks are sending on, or 0, by pid_tgid; old ones make room. */
 BPF_F_TABLE("lru_hash", u64, u64, senders, ANY_SIZE, 0);
 
 /* A call has ended, or its end was missed. */
@@ -28,14 +28,14 @@ static __always_inline void end_sending(struct position *position)
 static __always_inline int at_send(void *sk)
 {
 	u64 task = bpf_get_current_pid_tgid(), socket = (u64)sk;
-	u64 *missed = senders.lookup(&task);
+	u64 *sender = senders.lookup(&task);
 	struct position *position;
 
-	if (missed) {
-		position = position_of((void *)*missed);
+	if (sender && *sender) {
+		position = position_of((void *)*sender);
 		if (position)
 			end_sending(position);
-		senders.delete(&task);
+		*sender = 0;
 	}
 	position = position_of(sk);
 	if (!position) {
@@ -43,7 +43,11 @@ static __always_inline int at_send(void *sk)
 		position = position_of(sk);
 	}
 	/* Before the handshake is over, there is nothing to count from. */
-	if (!position || position->stage == BEGUN || senders.update(&task, &socket))
+	if (!position || position->stage == BEGUN)
+		return 0;
+	if (sender)
+		*sender = socket;
+	else if (senders.update(&task, &socket))
 		return 0;
 	__sync_fetch_and_add(&position->sending, 1);
 	return 0;
@@ -52,16 +56,16 @@ static __always_inline int at_send(void *sk)
 static __always_inline int at_sent(int count)
 {
 	u64 task = bpf_get_current_pid_tgid();
-	u64 *found = senders.lookup(&task);
-	void *tp = found ? (void *)*found : 0;
+	u64 *sender = senders.lookup(&task);
+	void *tp = sender ? (void *)*sender : 0;
 	struct position *position = tp ? position_of(tp) : 0;
 	u32 pid = task >> 32;
 	struct session_key key = {.socket = (u64)tp, .pid = pid};
 	struct session *row;
 
-	if (!found)
+	if (!tp)
 		return 0;
-	senders.delete(&task);
+	*sender = 0;
 	if (!position)
 		return 0;
 	/* In TCP_REPAIR, a send may put bytes into the queue of those received. */
@@ -82,12 +86,31 @@ static __always_inline int at_sent(int count)
 static __always_inline int at_tcp_cleanup_rbuf(void *tp)
 {
 	struct position *position = position_of(tp);
+	u32 pid = bpf_get_current_pid_tgid() >> 32;
+	struct session_key key = {.socket = (u64)tp, .pid = pid};
+	struct session *row;
+	struct glance now;
 
-	if (position)
-		return use(tp, position, bpf_get_current_pid_tgid() >> 32, running(),
-			   position->shares);
-	meet(tp);
-	return 0;
+	if (!position) {
+		meet(tp);
+		return 0;
+	}
+	now = glance_at(tp);
+	/* The common case: neither a FIN nor anything else that calls for a closer look. */
+	if (position->stage == KNOWN && !position->urgent && !position->special &&
+	    IS_SAME_CONNECTION(now, position) &&
+	    (now.copied_seq != now.rcv_nxt || FIELD(u8, tp, OFFSET_skc_state) == TCP_ESTABLISHED) &&
+	    (position->sending || FIELD(u32, tp, OFFSET_write_seq) == position->write_seq)) {
+		if (now.copied_seq == position->copied_seq)
+			return 0;
+		key.connection = position->connection;
+		row = task_matches(pid) ? make_row(tp, &key, running()) : 0;
+		if (row)
+			add(row, now.copied_seq - position->copied_seq, 0);
+		position->copied_seq = now.copied_seq;
+		return 0;
+	}
+	return use(tp, position, pid, running(), position->shares);
 }
 
 /* No process has it any more, and so nobody is sending. */
