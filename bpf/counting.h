@@ -465,10 +465,13 @@ static __always_inline void begin(void *tp, struct position *position, struct po
 		*position = *fresh;
 }
 
-/* A connection has its sequence numbers: the handshake is over. */
-static __always_inline void establish(void *tp, struct position *position)
+/*
+ * A connection has its sequence numbers: the handshake is over. If nothing is known of it,
+ * connect() was before the start where it comes from SYN_SENT.
+ */
+static __always_inline void establish(void *tp, struct position *position, u8 from)
 {
-	struct position fresh = {.stage = BEGUN};
+	struct position fresh = {.stage = BEGUN, .active = from == TCP_SYN_SENT};
 
 	if (!session_matches(tp)) {
 		if (position)

@@ -182,10 +182,10 @@ static __always_inline void open(void *tp)
 	note_namespace(tp);
 }
 
-/* Somebody else has connected to this host. */
-static __always_inline struct position *answer(void *tp)
+/* The handshake is over: somebody else has connected, or this side had before the start. */
+static __always_inline struct position *establish(void *tp, u8 from)
 {
-	struct position fresh = {.stage = BEGUN};
+	struct position fresh = {.stage = BEGUN, .active = from == TCP_SYN_SENT};
 
 	note_namespace(tp);
 	return remember(tp, &fresh);
@@ -208,8 +208,8 @@ static __always_inline int at_change(void *sk, u8 from, u8 to, bool again)
 			open(tp);
 	} else if (to == TCP_ESTABLISHED) {
 		if (!position)
-			answer(tp);
-		else if (position->active && !FIELD(u64, tp, OFFSET_bytes_acked))
+			position = establish(tp, from);
+		if (position && position->active && !FIELD(u64, tp, OFFSET_bytes_acked))
 			position->active = 0; /* TCP_REPAIR makes connections without a SYN */
 	} else if (position && (to == TCP_CLOSE || is_owned(tp))) {
 		if (from == TCP_SYN_SENT) {
@@ -254,7 +254,7 @@ static __always_inline int at_graft(void *sk)
 		return 0;
 	position = position_of(tp);
 	if (!position)
-		position = answer(tp);
+		position = establish(tp, TCP_SYN_RECV);
 	if (position)
 		own(position);
 	return 0;
@@ -315,12 +315,16 @@ ENTRY(sk_send_sigurg, at_sk_send_sigurg)
 TRACEPOINT(event, inet_sock_set_state, at_change(CHANGE, false))
 TRACEPOINT(event, tcp_destroy_sock, at_tcp_destroy_sock(ARGUMENT(0)))
 /*
- * A program is skipped where it interrupts itself on that CPU, but then this one is not: an
- * accepted connection begins in a softirq, and since Linux 7.0 they may be preempted.
+ * A program is skipped where it interrupts itself on that CPU, but then these are not: an accepted
+ * connection begins in a softirq. Since Linux 7.0 programs are preempted, too, and skip whatever
+ * comes then.
  */
-TRACEPOINT(again, inet_sock_set_state, at_change(CHANGE, true))
 #ifdef TRACEPOINTS_PREEMPTED
+TRACEPOINT(again, inet_sock_set_state, at_change(CHANGE, true))
 TRACEPOINT(again, tcp_destroy_sock, at_tcp_destroy_sock(ARGUMENT(0)))
+#else
+TRACEPOINT(again, inet_sock_set_state,
+	   (u64)ARGUMENT(2) == TCP_ESTABLISHED ? at_change(CHANGE, true) : 0)
 #endif
 
 /* A socket of which no beginning was seen: it is counted from where it stands. */

@@ -140,7 +140,7 @@ static __always_inline int at_sk_send_sigurg(void *sk)
  * inet_sk_set_state() and tcp_set_state(), before they set it. connect() comes here, and
  * close(), be it with the state that there is, unless the socket is in CLOSE already.
  */
-static __always_inline int at_inet_sock_set_state(void *sk, u8 to)
+static __always_inline int at_inet_sock_set_state(void *sk, u8 from, u8 to)
 {
 	void *tp = TCP(sk);
 	struct position fresh = {.stage = BEGUN, .active = 1};
@@ -151,7 +151,7 @@ static __always_inline int at_inet_sock_set_state(void *sk, u8 to)
 		return 0;
 	position = position_of(tp);
 	if (to == TCP_ESTABLISHED) {
-		establish(tp, position);
+		establish(tp, position, from);
 		return 0;
 	}
 	if (to == TCP_SYN_RECV) /* two SYNs have met, or a listener's socket is not filled in yet */
@@ -189,10 +189,10 @@ static __always_inline int at_inet_sock_set_state(void *sk, u8 to)
  * A connection begins in a softirq, which skips the program above if it interrupts it on that
  * CPU. This one is another program, and so is not skipped then.
  */
-static __always_inline int at_established(void *sk, u8 to)
+static __always_inline int at_established(void *sk, u8 from, u8 to)
 {
 	void *tp = to == TCP_ESTABLISHED ? TCP(sk) : 0;
-	struct position fresh = {.stage = BEGUN};
+	struct position fresh = {.stage = BEGUN, .active = from == TCP_SYN_SENT};
 
 	if (tp && is_tcp(tp) && setting(PHASE) != PROVING && session_matches(tp))
 		begin(tp, position_of(tp), &fresh);
@@ -245,9 +245,10 @@ ENTRY(tcp_set_ulp, at_helper)
 #ifdef HAVE_sk_psock_init
 ENTRY(sk_psock_init, at_helper)
 #endif
-TRACEPOINT(event, inet_sock_set_state, at_inet_sock_set_state(ARGUMENT(0), (u64)ARGUMENT(2)))
+#define CHANGE ARGUMENT(0), (u64)ARGUMENT(1), (u64)ARGUMENT(2)
+TRACEPOINT(event, inet_sock_set_state, at_inet_sock_set_state(CHANGE))
 TRACEPOINT(event, tcp_destroy_sock, at_tcp_destroy_sock(ARGUMENT(0)))
-TRACEPOINT(again, inet_sock_set_state, at_established(ARGUMENT(0), (u64)ARGUMENT(2)))
+TRACEPOINT(again, inet_sock_set_state, at_established(CHANGE))
 
 #ifdef HAVE_BTF
 /* Iterators. Once at the start: only what comes is counted. */

@@ -9,6 +9,7 @@ import mmap
 import os
 import pathlib
 import re
+import select
 import signal
 import socket
 import struct
@@ -312,6 +313,30 @@ def test_a_connection_that_is_undone(tracers, ledger):
     for kind, tracer in tracers.items():
         rows = {key: moved for key, moved in tracer.rows().items() if key[0] == os.getpid()}
         assert (kind, rows, tracer.missed) == (kind, ledger.moved(), 0)
+
+
+def test_a_connection_that_waits_at_the_start(ledger):
+    """Its SYN is dropped until there is room in the listener's queue; the SYN is no byte."""
+    server = listener(backlog=0)
+    clients = []
+    while True:
+        client = socket.socket()
+        client.setblocking(False)
+        client.connect_ex(server.getsockname())
+        clients.append(client)
+        if not select.select([], [client], [], 2)[1]:
+            break
+    with late() as tracers:
+        accepted = {}
+        while client.getsockname()[1] not in accepted:
+            peer, (_, port) = server.accept()
+            accepted[port] = peer
+        assert select.select([], [client], [], PATIENCE)[1]
+        client.setblocking(True)
+        move(ledger, client, accepted[client.getsockname()[1]], 1009)
+        assert_sums(tracers, ledger)
+        close(server, *clients, *accepted.values())
+        assert_sums(tracers, ledger, "after close")
 
 
 def test_the_first_interval(ledger):
