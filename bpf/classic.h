@@ -135,8 +135,8 @@ static __always_inline int at_tcp_disconnect(void *tp)
 }
 
 /*
- * Others are about to move bytes of this socket, whose lock the current task has: from now on its
- * totals are read, as none of the functions above is called.
+ * Others are about to move bytes of this socket, whose lock the current task has, or a softirq its
+ * spin lock: from now on its totals are read, as none of the functions above is called.
  */
 static __always_inline int at_helper(void *tp)
 {
@@ -144,13 +144,24 @@ static __always_inline int at_helper(void *tp)
 	u32 pid = bpf_get_current_pid_tgid() >> 32;
 	u64 interval = running();
 	struct special *special;
+	struct movement moved;
 
 	if (!position || position->special || position->stage == BEGUN || !is_current(tp, position))
 		return 0;
-	look(tp, position, pid, interval, position->shares);
-	if (!position->special && !is_sending(position))
+	if (is_sending(position)) {
+		position->stage = NOTED; /* for a closer look the next time */
+		return 0;
+	}
+	if (is_owned(tp)) {
+		look(tp, position, pid, interval, position->shares);
+	} else {
+		moved = movement_of(tp, position);
+		if (moved.rx | moved.tx)
+			count(EVENTS_MISSED);
+	}
+	if (!position->special)
 		make_special(tp, position);
-	special = position->special ? special_of(tp, position) : 0;
+	special = position->special && is_owned(tp) ? special_of(tp, position) : 0;
 	if (special)
 		note_user(special, pid, interval);
 	return 0;
