@@ -268,15 +268,23 @@ static __always_inline bool is_sending(struct position *position)
 #endif
 }
 
-/* Where write_seq stands without the FIN after it. */
+/* Where write_seq stands without the FIN after it, if that is known. */
 static __always_inline u32 last_sent(struct position *position, u32 write_seq)
 {
-	if (!position->send_closed)
-		return write_seq;
 #ifdef PROBE_CLASSIC
-	return position->last_sent;
+	if (position->send_closed)
+		return position->last_sent;
+#endif
+	return write_seq;
+}
+
+/* Whether all that was sent has been counted. */
+static __always_inline bool is_sent(struct position *position)
+{
+#ifdef PROBE_CLASSIC
+	return false;
 #else
-	return position->write_seq;
+	return position->send_closed;
 #endif
 }
 
@@ -294,7 +302,7 @@ static __always_inline struct movement movement_of(void *tp, struct position *po
 	u32 mark = FIELD(u32, tp, OFFSET_urg_seq);
 	struct movement moved = {
 	    .rx = copied_seq - position->copied_seq,
-	    .tx = write_seq - position->write_seq,
+	    .tx = is_sent(position) ? 0 : write_seq - position->write_seq,
 	};
 
 	if (mark != position->urgent_mark) { /* should it have been missed */
