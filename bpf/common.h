@@ -4,8 +4,8 @@
  * and the filters.
  *
  * Python puts the options and field offsets in front as macros:
- *   PROBE_FENTRY, PROBE_KPROBE, PROBE_TRACEPOINT    what kind of program this is
- *   ENTRY_TYPED, EVENT_TYPED         which programs know the types of their arguments
+ *   PROBE_FENTRY, PROBE_KPROBE, PROBE_TRACEPOINT, PROBE_ITER, PROBE_CLASSIC  what kind of program
+ * this is ENTRY_TYPED, EVENT_TYPED         which programs know the types of their arguments
  *   MAP_FLAGS                        of maps of which memory is to be taken as used
  *   PID_MATCHES(pid)                 the filter for processes, as a condition
  *   SESSION_FILTER                   only some sessions are wanted, by these conditions:
@@ -17,6 +17,10 @@
  */
 
 #include <uapi/linux/ptrace.h>
+
+/* For bcc, whose unit for a ring buffer it is; pages are no larger than this anywhere. */
+#undef PAGE_SIZE
+#define PAGE_SIZE 65536
 
 #define AF_INET6 10
 #define IPPROTO_TCP 6
@@ -64,18 +68,19 @@ struct identity {
 		_value;                                                                            \
 	})
 
-/* A field of what fentry knows the type of is read directly. */
-#ifdef PROBE_FENTRY
+/* A field of what the verifier knows the type of is read directly. */
+#if defined(PROBE_FENTRY) || defined(PROBE_ITER)
+#define KNOWS_TYPES
 #define FIELD(type, base, offset) (*(type *)((void *)(base) + (offset)))
 #else
 #define FIELD FETCH
 #endif
 
 /*
- * Programs are named for what they are attached to, and where: its entry, or for tracepoints
- * `event` and, for what comes after that, `again`. Python loads and attaches what it finds.
- * TYPED programs know the types of their arguments. (bcc 0.18 puts a function's section in front
- * of the macro, so each makes one function.)
+ * Programs are named for what they are attached to, and where: its entry or return, or for
+ * tracepoints `event` and, for what comes after that, `again`. Python loads and attaches what it
+ * finds. TYPED programs know the types of their arguments. (bcc 0.18 puts a function's section in
+ * front of the macro, so each makes one function.)
  */
 #ifdef ENTRY_TYPED
 #define ENTRY(function, action)                                                                    \
@@ -90,6 +95,11 @@ struct identity {
 		return action((void *)PT_REGS_PARM1(ctx));                                         \
 	}
 #endif
+#define RETURN(function, action)                                                                   \
+	int return__##function(struct pt_regs *ctx)                                                \
+	{                                                                                          \
+		return action(PT_REGS_RC(ctx));                                                    \
+	}
 #ifdef EVENT_TYPED
 #define ARGUMENT(number) ((void *)argument[number])
 #define CONTEXT u64 *argument
@@ -175,6 +185,46 @@ static __always_inline bool task_matches(u32 pid)
 	return true;
 }
 
+#ifdef PROBE_ITER
+/* The same of another task. */
+static __always_inline bool other_matches(void *task, u32 pid)
+{
+	if (!(PID_MATCHES(pid)))
+		return false;
+#if defined(CGROUP_ID) || defined(CGROUPMAP)
+	void *cgroup = FETCH(void *, FETCH(void *, task, OFFSET_cgroups), OFFSET_dfl_cgrp);
+#endif
+#ifdef CGROUP_ID
+	if (FETCH(int, cgroup, OFFSET_level) < CGROUP_LEVEL)
+		return false;
+#ifdef OFFSET_ancestor_ids
+	if (FETCH(u64, cgroup, OFFSET_ancestor_ids + CGROUP_LEVEL * sizeof(u64)) != CGROUP_ID)
+		return false;
+#else
+	void *above = FETCH(void *, cgroup, OFFSET_ancestors + CGROUP_LEVEL * sizeof(void *));
+
+	if (FETCH(u64, FETCH(void *, above, OFFSET_kn), OFFSET_id) != CGROUP_ID)
+		return false;
+#endif
+#endif
+#ifdef CGROUPMAP
+	int cgroups = 0;
+
+	if (!has(cgroupmap.lookup(&cgroups),
+		 FETCH(u64, FETCH(void *, cgroup, OFFSET_kn), OFFSET_id)))
+		return false;
+#endif
+#ifdef MNTNSMAP
+	int namespaces = 0;
+	void *namespace = FETCH(void *, FETCH(void *, task, OFFSET_nsproxy), OFFSET_mnt_ns);
+
+	if (!has(mntnsmap.lookup(&namespaces), FETCH(u32, namespace, OFFSET_inum)))
+		return false;
+#endif
+	return true;
+}
+#endif
+
 /* Whether a session is one of those asked for. */
 static __always_inline bool session_matches(void *tp)
 {
@@ -227,17 +277,20 @@ static __always_inline void name_session(struct identity *identity, void *tp)
 	bpf_probe_read_kernel(identity->raddr, 4, tp + OFFSET_skc_daddr);
 }
 
-/*
- * The process that runs, by the name of its first thread: others may have one of their own.
- * What may change in its life is as of now, when the row is made.
- */
-static __always_inline void name_process(struct identity *identity, u32 pid)
+/* A task's process, by the name of its first thread: others may have one of their own. */
+static __always_inline void name_task(struct identity *identity, void *task, u32 pid)
 {
-	void *task = (void *)bpf_get_current_task();
 	void *leader = FETCH(void *, task, OFFSET_group_leader);
 
 	identity->pid = bpf_htonl(pid);
 	bpf_probe_read_kernel(identity->comm, sizeof(identity->comm), leader + OFFSET_comm);
+	identity->uid = NO_UID;
+}
+
+/* The process that runs. What may change in its life is as of now, when the row is made. */
+static __always_inline void name_process(struct identity *identity, u32 pid)
+{
+	name_task(identity, (void *)bpf_get_current_task(), pid);
 	identity->uid = bpf_htonl((u32)bpf_get_current_uid_gid());
 #if defined(OFFSET_level) || defined(CONFIG_CGROUPS) /* without BTF, the kernel's headers say */
 	identity->cgroup = bpf_htonll(bpf_get_current_cgroup_id());

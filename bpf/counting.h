@@ -1,67 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* How tcptop's programs look at a socket; the programs themselves are in tcptop.c. */
 
-/* include/net/tcp.h: recv(MSG_OOB) has taken the urgent byte. */
-#define TCP_URG_READ 0x0400
-/* include/linux/net.h */
-#define SOCK_STREAM 1
-
-/*
- * TCP(sk): a pointer whose fields can be read, NULL if fentry knows that sk is no TCP
- * socket. is_tcp() is for sockets that are not known yet: bpf_skc_to_tcp_sock() takes raw
- * sockets of protocol 6 for TCP, and kprobes do not know at all.
- */
-#ifdef PROBE_FENTRY
-#define TCP(sk) ((void *)bpf_skc_to_tcp_sock(sk))
-#else
-#define TCP(sk) ((void *)(sk))
-#endif
-
-static __always_inline bool is_tcp(void *tp)
-{
-	return FIELD(u16, tp, OFFSET_sk_protocol) == IPPROTO_TCP &&
-	       FIELD(u16, tp, OFFSET_sk_type) == SOCK_STREAM;
-}
-
-static __always_inline struct position *position_of(void *tp)
-{
-#ifdef SOCKET_STORAGE
-	return positions.sk_storage_get(tp, 0, 0);
-#else
-	u64 socket = (u64)tp;
-
-	return positions.lookup(&socket);
-#endif
-}
-
-/* Keep a position, unless there is one already. NULL if there is no room. */
-static __always_inline struct position *remember(void *tp, struct position *position)
-{
-	struct position *kept;
-#ifdef SOCKET_STORAGE
-	kept = positions.sk_storage_get(tp, position, BPF_SK_STORAGE_GET_F_CREATE);
-#else
-	u64 socket = (u64)tp;
-
-	positions.insert(&socket, position);
-	kept = positions.lookup(&socket);
-#endif
-	if (!kept)
-		count(EVENTS_MISSED);
-	return kept;
-}
-
-static __always_inline void forget(void *tp)
-{
-#ifdef SOCKET_STORAGE
-	positions.sk_storage_delete(tp);
-#else
-	u64 socket = (u64)tp;
-
-	positions.delete(&socket);
-#endif
-}
-
 /* What even the shortest look has to read. */
 struct glance {
 	u32 copied_seq;
@@ -91,7 +30,7 @@ static __always_inline struct glance glance_at(void *tp)
 {
 	struct glance glance = {};
 
-#ifndef PROBE_FENTRY
+#ifndef KNOWS_TYPES
 	if (IN_BLOCK(copied_seq) && IN_BLOCK(snd_una) && IN_BLOCK(bytes_acked)) {
 		enum {
 			SIZE = AT(snd_una) + 4 > AT(bytes_acked) + 8 ? AT(snd_una) + 4
@@ -115,12 +54,6 @@ static __always_inline struct glance glance_at(void *tp)
 	return glance;
 }
 
-/* The sequence number of the first byte ever received. */
-static __always_inline u32 first_received(void *tp)
-{
-	return FIELD(u32, tp, OFFSET_rcv_nxt) - (u32)FIELD(u64, tp, OFFSET_bytes_received);
-}
-
 /* What was moved before is not counted. */
 static __always_inline void stand(struct position *position, void *tp)
 {
@@ -136,15 +69,6 @@ static __always_inline void start(struct position *position, void *tp)
 	position->write_seq = position->connection + position->active;
 	position->copied_seq = first_received(tp);
 	position->stage = KNOWN;
-}
-
-/* One of the counters that user space sets. */
-static __always_inline u64 setting(u32 counter)
-{
-	int index = counter;
-	u64 *value = counters.lookup(&index);
-
-	return value ? *value : 0;
 }
 
 /* For the compiler; x86 keeps the order of stores, and of loads. */
@@ -185,13 +109,26 @@ static __always_inline struct session *make_row(void *tp, struct session_key *ke
 	return made;
 }
 
+static __always_inline void add(struct session *row, u32 rx, u32 tx)
+{
+#ifdef PROBE_CLASSIC /* a call that returns has no lock */
+	if (rx)
+		__sync_fetch_and_add(&row->rx_bytes, rx);
+	if (tx)
+		__sync_fetch_and_add(&row->tx_bytes, tx);
+#else
+	row->rx_bytes += rx;
+	row->tx_bytes += tx;
+#endif
+}
+
 /*
  * Put what the shares of a position hold into their rows. User space may still be at the last
  * interval.
  */
 static __always_inline void settle(struct position *position)
 {
-#ifdef HAVE_BTF
+#ifdef HAVE_SHARES
 	u32 last = running() - 1;
 
 #pragma clang loop unroll(disable)
@@ -222,42 +159,6 @@ static __always_inline void look_closer(struct position *position)
 {
 	position->shares[0].quick_pid = 0;
 	position->shares[1].quick_pid = 0;
-}
-
-/* Whether this side's FIN may be in write_seq already. */
-static __always_inline bool fin_queued(u8 state)
-{
-	return 1 << state & TCPF_FIN_QUEUED;
-}
-
-/* TCP's counters, all read at about the same time. */
-struct tcp_counters {
-	u32 copied_seq;
-	u32 write_seq;
-	u32 rcv_nxt;
-	u32 snd_una;
-	u64 bytes_received;
-	u64 bytes_acked;
-	u64 flags;
-	u8 state;
-};
-
-#define READ_COUNTERS(READ, tp)                                                                    \
-	{                                                                                          \
-	    .copied_seq = READ(u32, tp, OFFSET_copied_seq),                                        \
-	    .write_seq = READ(u32, tp, OFFSET_write_seq),                                          \
-	    .rcv_nxt = READ(u32, tp, OFFSET_rcv_nxt),                                              \
-	    .snd_una = READ(u32, tp, OFFSET_snd_una),                                              \
-	    .bytes_received = READ(u64, tp, OFFSET_bytes_received),                                \
-	    .bytes_acked = READ(u64, tp, OFFSET_bytes_acked),                                      \
-	    .flags = READ(u64, tp, OFFSET_skc_flags),                                              \
-	    .state = READ(u8, tp, OFFSET_skc_state),                                               \
-	}
-
-/* The peer's FIN is the last in rcv_nxt, and was read. */
-static __always_inline bool fin_read(u64 flags, u32 copied_seq, u32 rcv_nxt)
-{
-	return flags & SOCK_DONE && copied_seq == rcv_nxt;
 }
 
 /*
@@ -355,28 +256,36 @@ static __always_inline void sum_up(void *tp, struct position *position, bool sen
 }
 
 /*
- * The urgent byte has a sequence number in the stream, but recv() jumps over it
- * unless SO_OOBINLINE is set, and recv(MSG_OOB) takes it without moving
- * copied_seq (tcp_recv_urg() and tcp_recvmsg_locked(), net/ipv4/tcp.c).
- * Returns what is to be added to the movement of copied_seq.
+ * Whether somebody is in a call that sends and will add what it has sent himself. Only the kind
+ * `classic` has such calls: others look whenever the socket's lock is given back.
  */
-static __always_inline int urgent_bytes(void *tp, struct position *position, u32 mark,
-					u32 copied_seq)
+static __always_inline bool is_sending(struct position *position)
 {
-	int bytes = 0;
+#ifdef PROBE_CLASSIC
+	return position->sending;
+#else
+	return false;
+#endif
+}
 
-	if (FIELD(u64, tp, OFFSET_skc_flags) & SOCK_URGINLINE)
-		return 0;
-	if (!position->urgent_taken && FIELD(u16, tp, OFFSET_urg_data) & TCP_URG_READ) {
-		position->urgent_taken = 1;
-		bytes++;
-	}
-	if (mark - position->copied_seq < copied_seq - position->copied_seq) {
-		position->urgent = 0;
-		position->urgent_taken = 0;
-		bytes--;
-	}
-	return bytes;
+/* Where write_seq stands without the FIN after it, if that is known. */
+static __always_inline u32 last_sent(struct position *position, u32 write_seq)
+{
+#ifdef PROBE_CLASSIC
+	if (position->send_closed)
+		return position->last_sent;
+#endif
+	return write_seq;
+}
+
+/* Whether all that was sent has been counted. */
+static __always_inline bool is_sent(struct position *position)
+{
+#ifdef PROBE_CLASSIC
+	return false;
+#else
+	return position->send_closed;
+#endif
 }
 
 /* Bytes that were moved since the last look. */
@@ -388,12 +297,12 @@ struct movement {
 static __always_inline struct movement movement_of(void *tp, struct position *position)
 {
 	u8 state = FIELD(u8, tp, OFFSET_skc_state);
-	u32 write_seq = FIELD(u32, tp, OFFSET_write_seq);
+	u32 write_seq = last_sent(position, FIELD(u32, tp, OFFSET_write_seq));
 	u32 copied_seq = FIELD(u32, tp, OFFSET_copied_seq);
 	u32 mark = FIELD(u32, tp, OFFSET_urg_seq);
 	struct movement moved = {
 	    .rx = copied_seq - position->copied_seq,
-	    .tx = position->send_closed ? 0 : write_seq - position->write_seq,
+	    .tx = is_sent(position) ? 0 : write_seq - position->write_seq,
 	};
 
 	if (mark != position->urgent_mark) { /* should it have been missed */
@@ -402,10 +311,13 @@ static __always_inline struct movement movement_of(void *tp, struct position *po
 	}
 	if (position->urgent)
 		moved.rx += urgent_bytes(tp, position, mark, copied_seq);
-	position->write_seq = write_seq;
+	if (is_sending(position))
+		moved.tx = 0;
+	else
+		position->write_seq = write_seq;
 	position->copied_seq = copied_seq;
 	/* A FIN is the last to move either counter, by one, and is no byte. */
-	if (moved.tx && fin_queued(state))
+	if (moved.tx && !position->send_closed && fin_queued(state))
 		moved.tx--;
 	if (moved.rx && state != TCP_ESTABLISHED &&
 	    fin_read(FIELD(u64, tp, OFFSET_skc_flags), copied_seq, FIELD(u32, tp, OFFSET_rcv_nxt)))
@@ -413,12 +325,14 @@ static __always_inline struct movement movement_of(void *tp, struct position *po
 	return moved;
 }
 
-/* Whether anything was sent on a connection, or received. */
-static __always_inline bool has_moved(void *tp)
+/* What still moves write_seq is a FIN. */
+static __always_inline void close_sending(void *tp, struct position *position)
 {
-	return FIELD(u64, tp, OFFSET_bytes_sent) ||
-	       FIELD(u32, tp, OFFSET_write_seq) != FIELD(u32, tp, OFFSET_snd_una) ||
-	       FIELD(u32, tp, OFFSET_copied_seq) != first_received(tp);
+#ifdef PROBE_CLASSIC
+	if (!position->send_closed)
+		position->last_sent = FIELD(u32, tp, OFFSET_write_seq);
+#endif
+	position->send_closed = 1;
 }
 
 /*
@@ -478,7 +392,7 @@ static __always_inline void look(void *tp, struct position *position, u32 pid, u
 
 	if (!was_special) {
 		moved = movement_of(tp, position);
-		if (is_special(tp))
+		if (is_special(tp) && !is_sending(position))
 			make_special(tp, position);
 	}
 	if (position->special) {
@@ -495,7 +409,7 @@ static __always_inline void look(void *tp, struct position *position, u32 pid, u
 	row = make_row(tp, &key, interval);
 	if (!row)
 		return;
-#ifdef HAVE_BTF
+#ifdef HAVE_SHARES
 	if (share->interval != interval) {
 		share->interval = interval;
 		share->key = key;
@@ -515,8 +429,7 @@ static __always_inline void look(void *tp, struct position *position, u32 pid, u
 		return;
 	}
 #endif
-	row->rx_bytes += moved.rx;
-	row->tx_bytes += moved.tx;
+	add(row, moved.rx, moved.tx);
 }
 
 /*
@@ -543,10 +456,8 @@ static __always_inline void look_last(void *tp, struct position *position, bool 
 		return;
 	key.connection = position->connection;
 	row = make_row(tp, &key, running());
-	if (row) {
-		row->rx_bytes += moved.rx;
-		row->tx_bytes += moved.tx;
-	}
+	if (row)
+		add(row, moved.rx, moved.tx);
 }
 
 /*
@@ -562,10 +473,13 @@ static __always_inline void begin(void *tp, struct position *position, struct po
 		*position = *fresh;
 }
 
-/* A connection has its sequence numbers: the handshake is over. */
-static __always_inline void establish(void *tp, struct position *position)
+/*
+ * A connection has its sequence numbers: the handshake is over. If nothing is known of it,
+ * connect() was before the start where it comes from SYN_SENT.
+ */
+static __always_inline void establish(void *tp, struct position *position, u8 from)
 {
-	struct position fresh = {.stage = BEGUN};
+	struct position fresh = {.stage = BEGUN, .active = from == TCP_SYN_SENT};
 
 	if (!session_matches(tp)) {
 		if (position)
@@ -582,4 +496,22 @@ static __always_inline void establish(void *tp, struct position *position)
 	start(position, tp);
 	if (is_special(tp))
 		make_special(tp, position);
+}
+
+/* A closer look at a socket whose lock the current task has, or that is met. */
+static __always_inline int use(void *tp, struct position *position, u32 pid, u64 interval,
+			       struct share *share)
+{
+	if (position->stage == BEGUN && FIELD(u8, tp, OFFSET_skc_state) == TCP_SYN_SENT)
+		return 0;
+	if (is_current(tp, position)) {
+		look(tp, position, pid, interval, share);
+		return 0;
+	}
+	settle(position);
+	forget(tp);
+	if (FIELD(u16, tp, OFFSET_skc_dport)) /* else tcp_disconnect() has reset it */
+		count(EVENTS_MISSED);
+	meet(tp);
+	return 0;
 }

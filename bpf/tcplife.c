@@ -15,10 +15,6 @@
 #define TCP_FIN_WAIT1 4
 #define TCP_LAST_ACK 9
 
-/* For bcc, whose unit for a ring buffer it is; pages are no larger than this anywhere. */
-#undef PAGE_SIZE
-#define PAGE_SIZE 65536
-
 /* What is known of a session before its end. */
 struct opened {
 	u64 time; /* monotonic clock, ns */

@@ -39,6 +39,7 @@
 #define STILL_MATCHES(pid) true
 #endif
 
+#ifndef PROBE_CLASSIC
 /* The task has done what it wanted, or goes to sleep until it can go on. */
 static __always_inline int at_release_sock(void *sk)
 {
@@ -52,8 +53,10 @@ static __always_inline int at_release_sock(void *sk)
 	if (!tp)
 		return 0;
 	position = position_of(tp);
-	if (!position)
-		goto unknown;
+	if (!position) {
+		meet(tp);
+		return 0;
+	}
 	/* The common case, in as few instructions as it takes: the same process goes on. */
 	pid = bpf_get_current_pid_tgid() >> 32;
 	interval = running();
@@ -94,40 +97,7 @@ static __always_inline int at_release_sock(void *sk)
 		}
 	}
 closer:
-	if (position->stage == BEGUN && FIELD(u8, tp, OFFSET_skc_state) == TCP_SYN_SENT)
-		return 0;
-	if (is_current(tp, position)) {
-		look(tp, position, pid, interval, share);
-		return 0;
-	}
-	settle(position);
-	forget(tp);
-	if (FIELD(u16, tp, OFFSET_skc_dport)) /* else tcp_disconnect() has reset it */
-		count(EVENTS_MISSED);
-unknown:
-	meet(tp);
-	return 0;
-}
-
-/* tcp_check_urg() has seen urgent data coming, and is about to set the mark. */
-static __always_inline int at_sk_send_sigurg(void *sk)
-{
-	void *tp = TCP(sk);
-	struct position *position = tp ? position_of(tp) : 0;
-	u32 copied_seq;
-
-	if (!position)
-		return 0;
-	copied_seq = FIELD(u32, tp, OFFSET_copied_seq);
-	/* It steps over the byte at the old mark, if the reader stands there. */
-	if (FIELD(u16, tp, OFFSET_urg_data) && FIELD(u32, tp, OFFSET_urg_seq) == copied_seq &&
-	    copied_seq != FIELD(u32, tp, OFFSET_rcv_nxt) &&
-	    !(FIELD(u64, tp, OFFSET_skc_flags) & SOCK_URGINLINE))
-		position->copied_seq++;
-	position->urgent = 1;
-	position->urgent_taken = 0;
-	look_closer(position);
-	return 0;
+	return use(tp, position, pid, interval, share);
 }
 
 /* Others are about to move bytes of this socket. */
@@ -140,18 +110,38 @@ static __always_inline int at_helper(void *sk)
 		look_closer(position);
 	return 0;
 }
+#endif
 
-/* Whether the current task owns the socket's lock; a softirq only holds the lock's spin lock. */
-static __always_inline bool is_owned(void *tp)
+/* tcp_check_urg() has seen urgent data coming, and is about to set the mark. */
+static __always_inline int at_sk_send_sigurg(void *sk)
 {
-	return FIELD(int, tp, OFFSET_owned);
+	void *tp = TCP(sk);
+	struct position *position = tp ? position_of(tp) : 0;
+	u32 copied_seq;
+
+	if (!position)
+		return 0;
+	copied_seq = FIELD(u32, tp, OFFSET_copied_seq);
+	/* The next look counts what recv(MSG_OOB) has taken and no look has seen. */
+	if (position->urgent && !position->urgent_taken &&
+	    FIELD(u16, tp, OFFSET_urg_data) & TCP_URG_READ)
+		position->copied_seq--;
+	/* It steps over the byte at the old mark, if the reader stands there. */
+	if (FIELD(u16, tp, OFFSET_urg_data) && FIELD(u32, tp, OFFSET_urg_seq) == copied_seq &&
+	    copied_seq != FIELD(u32, tp, OFFSET_rcv_nxt) &&
+	    !(FIELD(u64, tp, OFFSET_skc_flags) & SOCK_URGINLINE))
+		position->copied_seq++;
+	position->urgent = 1;
+	position->urgent_taken = 0;
+	look_closer(position);
+	return 0;
 }
 
 /*
  * inet_sk_set_state() and tcp_set_state(), before they set it. connect() comes here, and
  * close(), be it with the state that there is, unless the socket is in CLOSE already.
  */
-static __always_inline int at_inet_sock_set_state(void *sk, u8 to)
+static __always_inline int at_inet_sock_set_state(void *sk, u8 from, u8 to)
 {
 	void *tp = TCP(sk);
 	struct position fresh = {.stage = BEGUN, .active = 1};
@@ -162,7 +152,7 @@ static __always_inline int at_inet_sock_set_state(void *sk, u8 to)
 		return 0;
 	position = position_of(tp);
 	if (to == TCP_ESTABLISHED) {
-		establish(tp, position);
+		establish(tp, position, from);
 		return 0;
 	}
 	if (to == TCP_SYN_RECV) /* two SYNs have met, or a listener's socket is not filled in yet */
@@ -184,7 +174,8 @@ static __always_inline int at_inet_sock_set_state(void *sk, u8 to)
 		if (!begins) {
 			if (!position->special && is_current(tp, position))
 				look_last(tp, position, true);
-			position->send_closed |= fin_queued(to);
+			if (fin_queued(to))
+				close_sending(tp, position);
 		}
 	}
 	if (begins) {
@@ -199,10 +190,10 @@ static __always_inline int at_inet_sock_set_state(void *sk, u8 to)
  * A connection begins in a softirq, which skips the program above if it interrupts it on that
  * CPU. This one is another program, and so is not skipped then.
  */
-static __always_inline int at_established(void *sk, u8 to)
+static __always_inline int at_established(void *sk, u8 from, u8 to)
 {
 	void *tp = to == TCP_ESTABLISHED ? TCP(sk) : 0;
-	struct position fresh = {.stage = BEGUN};
+	struct position fresh = {.stage = BEGUN, .active = from == TCP_SYN_SENT};
 
 	if (tp && is_tcp(tp) && setting(PHASE) != PROVING && session_matches(tp))
 		begin(tp, position_of(tp), &fresh);
@@ -251,7 +242,19 @@ static __always_inline int at_cgroup_mkdir(void *cgroup, void *path)
 
 TRACEPOINT(event, cgroup_mkdir, at_cgroup_mkdir(ARGUMENT(0), ARGUMENT(1)))
 #endif
+#ifdef PROBE_CLASSIC
+ENTRY(tcp_sendmsg, at_send)
+RETURN(tcp_sendmsg, at_sent)
+#ifdef HAVE_tcp_sendpage
+ENTRY(tcp_sendpage, at_send)
+RETURN(tcp_sendpage, at_sent)
+#endif
+ENTRY(tcp_cleanup_rbuf, at_tcp_cleanup_rbuf)
+ENTRY(tcp_close, at_tcp_close)
+ENTRY(tcp_disconnect, at_tcp_disconnect)
+#else
 ENTRY(release_sock, at_release_sock)
+#endif
 ENTRY(sk_send_sigurg, at_sk_send_sigurg)
 #ifdef HAVE_tcp_set_ulp
 ENTRY(tcp_set_ulp, at_helper)
@@ -259,41 +262,13 @@ ENTRY(tcp_set_ulp, at_helper)
 #ifdef HAVE_sk_psock_init
 ENTRY(sk_psock_init, at_helper)
 #endif
-TRACEPOINT(event, inet_sock_set_state, at_inet_sock_set_state(ARGUMENT(0), (u64)ARGUMENT(2)))
+#define CHANGE ARGUMENT(0), (u64)ARGUMENT(1), (u64)ARGUMENT(2)
+TRACEPOINT(event, inet_sock_set_state, at_inet_sock_set_state(CHANGE))
 TRACEPOINT(event, tcp_destroy_sock, at_tcp_destroy_sock(ARGUMENT(0)))
-TRACEPOINT(again, inet_sock_set_state, at_established(ARGUMENT(0), (u64)ARGUMENT(2)))
+TRACEPOINT(again, inet_sock_set_state, at_established(CHANGE))
 
 #ifdef HAVE_BTF
-/*
- * Iterators; their arguments are those of struct bpf_iter__tcp and so on. They run in the
- * task that reads from them.
- */
-struct meta {
-	void *seq;
-};
-
-struct file_iteration {
-	struct meta *meta;
-	void *task;
-	u32 fd;
-	void *file;
-};
-
-struct tcp_iteration {
-	struct meta *meta;
-	struct sock *sk;
-};
-
-struct map_iteration {
-	struct meta *meta;
-	void *map;
-	void *key;
-	void *value;
-};
-
-static void *(*socket_of)(void *file) = (void *)162; /* bpf_sock_from_file(), Linux 5.11 */
-
-/* Once at the start: only what comes is counted. */
+/* Iterators. Once at the start: only what comes is counted. */
 static __always_inline int note(void *sk)
 {
 	void *tp = (void *)bpf_skc_to_tcp_sock(sk);

@@ -64,6 +64,10 @@ struct position {
 	u8 special; /* counted through `specials` */
 	u8 urgent; /* urgent data has come since the urgent mark was last passed */
 	u8 urgent_taken; /* and its byte was read with MSG_OOB */
+#ifdef PROBE_CLASSIC
+	u32 sending; /* calls that have begun */
+	u32 last_sent; /* write_seq when send_closed was set */
+#endif
 };
 
 /*
@@ -97,6 +101,9 @@ struct special {
  * until every program that may have seen the old number has ended, and only then reads
  * the rows and shares of the old, in which nobody writes any more.
  */
+#if defined(HAVE_BTF) && !defined(PROBE_CLASSIC)
+#define HAVE_SHARES
+#endif
 BPF_F_TABLE("hash", struct session_key, struct session, rows_even, ANY_SIZE, MAP_FLAGS);
 BPF_F_TABLE("hash", struct session_key, struct session, rows_odd, ANY_SIZE, MAP_FLAGS);
 BPF_ARRAY_OF_MAPS(rows, "rows_even", 2);

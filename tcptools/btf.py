@@ -13,7 +13,8 @@ from tcptools.syscalls import libbpf
 
 BTF = "/sys/kernel/btf/vmlinux"
 
-# The fields that the programs read, by the structure that declares them.
+# The fields that the programs read, by the structure that declares them; "as" gives another name
+# than that of the last part of a path.
 FIELDS = {
     "sock_common": (
         "skc_daddr",
@@ -22,6 +23,7 @@ FIELDS = {
         "skc_family",
         "skc_state",
         "skc_flags",
+        "skc_net",
     ),
     "sock": ("sk_protocol", "sk_type", "sk_user_data", "sk_lock.owned"),
     "socket": ("sk",),
@@ -38,7 +40,8 @@ FIELDS = {
         "urg_data",
         "urg_seq",
     ),
-    "task_struct": ("flags", "group_leader", "comm", "nsproxy"),
+    "task_struct": ("flags", "group_leader", "comm", "nsproxy", "tgid"),
+    "net": ("ns.inum as net_inum",),
     "nsproxy": ("mnt_ns",),
     "mnt_namespace": ("ns.inum",),
 }
@@ -48,12 +51,13 @@ OPTIONAL_FIELDS = {
     "sock_common": ("skc_v6_daddr", "skc_v6_rcv_saddr"),
     "task_struct": ("cgroups",),
     "css_set": ("dfl_cgrp",),
-    "cgroup": ("level", "ancestor_ids", "kn", "root"),
+    "cgroup": ("level", "ancestor_ids", "ancestors", "kn", "root"),
     "cgroup_root": ("hierarchy_id",),
     "kernfs_node": ("id",),
 }
-# Functions that some kernels have, which tell that others begin to move a socket's bytes.
-HELPER_FUNCTIONS = ("tcp_set_ulp", "sk_psock_init")
+# Functions that some kernels have: those which tell that others begin to move a socket's bytes,
+# the reading of urgent data, and sending of pages (up to Linux 6.4).
+OPTIONAL_FUNCTIONS = ("tcp_set_ulp", "sk_psock_init", "tcp_recv_urg", "tcp_sendpage")
 
 
 class _BtfType(ctypes.Structure):
@@ -163,10 +167,16 @@ class Btf:
         return None
 
 
+def named(field: str) -> tuple[str, str]:
+    """The path of one of FIELDS, and the name of its offset."""
+    path, _, name = field.partition(" as ")
+    return path, name or path.rpartition(".")[2]
+
+
 def field_offsets(btf: Btf) -> dict[str, int]:
     """Bytes from the start of its structure to each of FIELDS, and of OPTIONAL_FIELDS if there.
 
-    A field is named by the last part of its path. Raises Failure if the kernel lacks one.
+    Raises Failure if the kernel lacks one.
     """
     offsets = {}
     for struct, field in [
@@ -175,10 +185,11 @@ def field_offsets(btf: Btf) -> dict[str, int]:
         for struct, fields in group.items()
         for field in fields
     ]:
+        path, name = named(field)
         type_id = btf.struct(struct)
-        offset = btf.offset(type_id, field) if type_id else None
+        offset = btf.offset(type_id, path) if type_id else None
         if offset is not None:
-            offsets[field.rpartition(".")[2]] = offset
+            offsets[name] = offset
         elif field not in OPTIONAL_FIELDS.get(struct, ()):
             raise Failure(f"this kernel's struct {struct} has no {field}; please report it")
     return offsets

@@ -31,10 +31,12 @@ TYPED = (ENTRY_TYPED, EVENT_TYPED)
 
 
 class Kind(NamedTuple):
-    """A way to trace: the name for --probe, and macros that say what programs it has."""
+    """A way to trace: the name for --probe, macros that say what programs it has, and what of
+    the kernel it needs, if that is said when it is missing."""
 
     probe: str
     macros: tuple[str, ...] = ()
+    needs: str = ""
 
     def at_functions(self) -> bool:
         """Whether it has probes at functions of the kernel, and not at tracepoints alone."""
@@ -99,23 +101,24 @@ def text(tool: Tool, kind: Kind, options: Common, scope: Scope, btf: Optional[Bt
     if btf:
         offsets: dict[str, Any] = dict(types.field_offsets(btf))
         headers = "#define HAVE_BTF\n"
-        for function in filter(btf.function, types.HELPER_FUNCTIONS):
-            headers += f"#define HAVE_{function}\n"
+        functions = set(filter(btf.function, types.OPTIONAL_FUNCTIONS))
         if btf.tracepoint("cgroup_mkdir"):
             headers += "#define HAVE_cgroup_mkdir\n"
         if btf.tracepoints_are_preempted():
             headers += "#define TRACEPOINTS_PREEMPTED\n"
     else:
         offsets = {
-            field.rpartition(".")[2]: f"offsetof(struct {struct}, {field})"
+            name: f"offsetof(struct {struct}, {path})"
             for struct, fields in types.FIELDS.items()
-            for field in fields
+            for path, name in map(types.named, fields)
         }
         headers = "#include <linux/tcp.h>\n#include <linux/nsproxy.h>\n"
+        functions = kernel.functions() & {"tcp_sendpage"}
+    headers += "".join(f"#define HAVE_{function}\n" for function in sorted(functions))
     # A kprobe program may not allocate map memory before Linux 6.1 gave BPF an allocator
     # of its own (7c8199e24fa0), struct bpf_mem_alloc. In a real-time kernel that is refilled by a
     # thread, which comes too late for a burst (irq_work, kernel/bpf/memalloc.c).
-    allocates = kind.probe == "fentry" or (btf and btf.struct("bpf_mem_alloc"))
+    allocates = ENTRY_TYPED in kind.macros or (btf and btf.struct("bpf_mem_alloc"))
     allocates = allocates and not kernel.realtime()
     flags = BPF_F_NO_PREALLOC if allocates else 0
     parts = [headers, macros(kind, options, scope, offsets, flags)]

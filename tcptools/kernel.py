@@ -45,6 +45,12 @@ def ftrace_is_off() -> bool:
         return False  # the kernel has no such switch
 
 
+def functions() -> set[str]:
+    """The names of the kernel's functions, and of other things that it has."""
+    with open("/proc/kallsyms", encoding="ascii", errors="replace") as symbols:
+        return {line.split()[2] for line in symbols}
+
+
 def realtime() -> bool:
     """Whether the kernel is a real-time one (CONFIG_PREEMPT_RT), which says so in its version."""
     return "PREEMPT_RT" in os.uname().version
@@ -225,6 +231,25 @@ def enters_namespaces() -> bool:
     with _restored_namespace() as libc, open("/proc/self/ns/net", "rb") as home:
         entered: int = libc.setns(home.fileno(), CLONE_NEWNET)
         return entered == 0
+
+
+def namespace_files(wanted: set[int]) -> dict[int, int]:
+    """Network namespaces, opened: a file descriptor for each of these inodes that a process has."""
+    found: dict[int, int] = {}
+    for process in filter(str.isdigit, os.listdir("/proc") if wanted else ()):
+        try:
+            path = f"/proc/{process}/ns/net"
+            inode = os.stat(path).st_ino
+            if inode in wanted and inode not in found:
+                found[inode] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue  # it has ended, or is not ours to look at
+    return found
+
+
+def enter(namespace: int) -> bool:
+    """Go into a network namespace, by its file; whether this is permitted."""
+    return not ctypes.CDLL(None, use_errno=True).setns(namespace, CLONE_NEWNET)
 
 
 def online() -> str:

@@ -143,7 +143,7 @@ class Tcptop(Common):
         Option(("--csv",), "CSV instead of tables", const="csv"))
     probe: str = row(TRACING, "auto", Option(
         ("--probe",), "how sessions are watched (default: auto, the first that works)",
-        str, choices=("auto", "fentry", "kprobe", "diag")))
+        str, choices=("auto", "fentry", "kprobe", "classic", "iter", "diag")))
     max_sessions: int = row(TRACING, 65536, Option(
         ("--max-sessions",), "sessions that one interval can hold (default: 65536)", sessions,
         metavar="N"))

@@ -100,7 +100,8 @@ def _load(tool: Tool, options: Common, scope: Scope, btf: Optional[Btf]) -> Atta
         reason = "the cheapest that works here" if asked == "auto" else "as asked"
         attached.notes[:0] = [*notes, how, f"probes: {kind.probe}, {reason}"]
         return attached
-    raise Failure(_blame(asked, number, complaint, btf is not None), *notes)
+    needs = "".join({kind.needs for kind in tool.kinds if kind.probe == asked})
+    raise Failure(_blame(asked, number, complaint, btf is not None, needs), *notes)
 
 
 def _make_maps(tool: Tool, code: Compiled, scope: Scope, opened: Opened) -> dict[str, int]:
@@ -122,8 +123,8 @@ def _make_maps(tool: Tool, code: Compiled, scope: Scope, opened: Opened) -> dict
 def _attach_program(
     how: str, target: str, code: bytes, kind: Kind, btf: Optional[Btf], opened: Opened
 ) -> None:
-    """Load a program and attach it: at the entry of a function, or to a tracepoint."""
-    typed = (ENTRY_TYPED if how == "entry" else EVENT_TYPED) in kind.macros
+    """Load a program and attach it: at a function's entry or return, or to a tracepoint."""
+    typed = how != "return" and (ENTRY_TYPED if how == "entry" else EVENT_TYPED) in kind.macros
     name = f"{how}__{target}"
     if typed:
         assert btf  # or the kind is not wanted
@@ -133,9 +134,9 @@ def _attach_program(
             name, code, BPF_PROG_TYPE_TRACING, attach_type, found(btf_id, target)
         )
         opened(syscalls.open_tracepoint(None, opened(program)))
-    elif how == "entry":
+    elif how in ("entry", "return"):
         program = opened(load_program(name, code, BPF_PROG_TYPE_KPROBE))
-        opened(syscalls.open_kprobe(target, program))
+        opened(syscalls.open_kprobe(target, program, how == "return"))
     else:
         program = opened(load_program(name, code, BPF_PROG_TYPE_RAW_TRACEPOINT))
         opened(syscalls.open_tracepoint(target, program))
@@ -157,7 +158,7 @@ def _attach(
     # Shared with the programs, so that a look at it takes no system call.
     memory = mmap.mmap(maps["counters"], mmap.PAGESIZE)
     attached = Attached(kind, maps, {}, memoryview(memory).cast("Q"))
-    for how in ("entry", "event", "again"):
+    for how in ("return", "entry", "event", "again"):
         for function, instructions in code.functions.items():
             prefix, _, target = function.partition("__")
             if prefix == how:
@@ -191,7 +192,7 @@ def _attach(
     return attached
 
 
-def _blame(asked: str, number: int, complaint: str, has_btf: bool) -> str:
+def _blame(asked: str, number: int, complaint: str, has_btf: bool, needs: str) -> str:
     """What to say where no kind of probe could be used, by the error of the last one."""
     if not has_btf and "kernel headers" in complaint:
         return (
@@ -215,7 +216,8 @@ def _blame(asked: str, number: int, complaint: str, has_btf: bool) -> str:
         )
     every = asked == "auto"
     return (
-        f"this kernel does not take {'any of our' if every else asked} probes;"
+        f"this kernel does not take {'any of our' if every else asked} probes"
+        f"{f', which need {needs}' if needs else ''};"
         f"{'' if every else ' --probe auto tries all kinds,'} -v shows what the kernel says"
     )
 

@@ -126,16 +126,27 @@ def load_program(name: str, code: bytes, kind: int, attach_type: int = 0, btf_id
     raise OSError(number, f"{name}: {os.strerror(number)}\n{said}".rstrip())
 
 
-def open_kprobe(function: str, program: int) -> int:
-    """Attach a program to the entry of a function, for as long as the descriptor is open.
+KPROBES = "/sys/bus/event_source/devices/kprobe"
 
-    That needs neither tracefs nor a name in it (perf_kprobe_init(), kernel/trace/).
+
+def open_kprobe(function: str, program: int, returning: bool = False) -> int:
+    """Attach a program to the entry of a function, or its return, for as long as the descriptor
+    is open.
+
+    That needs neither tracefs nor a name in it (perf_kprobe_init(), kernel/trace/), but leaves it
+    to the kernel how many calls may be on their way to a return.
     """
-    with open("/sys/bus/event_source/devices/kprobe/type", encoding="ascii") as file:
+    with open(f"{KPROBES}/type", encoding="ascii") as file:
         kind = int(file.read())
+    config = 0
+    if returning:
+        with open(f"{KPROBES}/format/retprobe", encoding="ascii") as file:
+            config = 1 << int(file.read().strip().partition("config:")[2])
     name = ctypes.create_string_buffer(function.encode())
     # struct perf_event_attr, include/uapi/linux/perf_event.h, up to config2.
-    attributes = struct.pack("=II5QIIQQ", kind, 72, 0, 1, 0, 0, 0, 1, 0, ctypes.addressof(name), 0)
+    attributes = struct.pack(
+        "=II5QIIQQ", kind, 72, config, 1, 0, 0, 0, 1, 0, ctypes.addressof(name), 0
+    )
     system_call = ctypes.CDLL(None, use_errno=True).syscall
     opened = system_call(SYS_PERF_EVENT_OPEN, attributes, -1, 0, -1, PERF_FLAG_FD_CLOEXEC)
     fd = _checked(opened, function)

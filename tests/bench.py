@@ -27,7 +27,9 @@ INTERVAL = 120
 EVENTS = 1000
 # Messages that lie unread, more for each try.
 HELD = 5
-KINDS = ("fentry", "kprobe")
+KINDS = ("fentry", "kprobe", "classic", "iter")
+# Sessions that are opened and closed.
+SESSIONS = 2000
 MESSAGE = b"x" * 64
 
 # The kernel is busy for some seconds with what it puts off when programs are attached.
@@ -80,18 +82,26 @@ def subjects() -> list[Subject]:
     return found
 
 
+def children(pid: int) -> list[int]:
+    """The child processes of one, that run."""
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return list(map(int, path.read_text(encoding="ascii").split()))
+
+
 def used(pid: int) -> int:
     """Nanoseconds, and so instructions, that a process and its children have been on the CPU."""
     own = int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[0])
+    own += sum(map(used, children(pid)))
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    # cutime and cstime, proc(5), are coarse, and there are no children but a compiler.
+    # cutime and cstime, proc(5), are coarse, and no child but a compiler has ended.
     return own + sum(map(int, fields[13:15])) * (10**9 // os.sysconf("SC_CLK_TCK"))
 
 
 def memory(pid: int) -> int:
-    """What memory a process has, in bytes: its proportional set size."""
+    """What memory a process and its children have, in bytes: their proportional set size."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
-    return int(rollup.partition("\nPss:")[2].split()[0]) * 1024
+    own = int(rollup.partition("\nPss:")[2].split()[0]) * 1024
+    return own + sum(map(memory, children(pid)))
 
 
 Pairs = list[tuple[socket.socket, socket.socket]]
@@ -200,8 +210,20 @@ def running(subject: Subject) -> Iterator[Running]:
         one.stop()
 
 
-def measure(subject: Subject, rows: int, runs: int) -> dict[str, Optional[float]]:
-    """All figures of one subject; of several runs, the least or the last."""
+def sessions() -> int:
+    """Instructions for sessions that open, move a message and close, one after the other."""
+    began = time.perf_counter_ns()
+    for _ in range(SESSIONS):
+        with connected(1) as pairs:
+            visit(pairs)
+    return time.perf_counter_ns() - began
+
+
+def measure(subject: Subject, rows: int, runs: int, bare: int) -> dict[str, Optional[float]]:
+    """All figures of one subject; of several runs, the least or the last.
+
+    bare: what sessions() takes without tracing.
+    """
     events, starts = [], []
     shutil.rmtree("/var/cache/tcptop", ignore_errors=True)
     found: dict[str, Optional[float]] = {}
@@ -218,6 +240,9 @@ def measure(subject: Subject, rows: int, runs: int) -> dict[str, Optional[float]
                     for what in ("new row", "row"):
                         visit(pairs)
                         found[what] = (one.interval() - (found["idle"] or 0)) / rows
+                taken = sessions()
+                taken += one.interval() - int(found["idle"] or 0)
+                found["session"] = (taken - bare) / SESSIONS
                 found["memory"] = memory(one.pid)
     found["event"], found["first start"] = min(events), starts[0]
     if starts[1:]:  # the compiler is left out, where the first one could keep what it made
@@ -257,14 +282,14 @@ def lives() -> None:
     reference = [sys.executable, "-u", "/usr/sbin/tcplife-bpfcc"]
     own = [sys.executable, str(Path(OURS[1]).with_name("tcplife.py"))]
 
-    def sessions() -> int:
+    def lived() -> int:
         began = time.perf_counter_ns()
         for _ in range(count):
             with connected(1):
                 pass
         return time.perf_counter_ns() - began
 
-    bare = min(sessions() for _ in range(3))
+    bare = min(lived() for _ in range(3))
     print(f"one session without tracing: {shown(bare / count)} instructions", flush=True)
     for name, command in (("reference", reference), ("ours", own)):
         output = Path("/tmp/lives")
@@ -274,7 +299,7 @@ def lives() -> None:
             time.sleep(AFTERMATH)
             found = []
             for _ in range(3):
-                taken = sessions()
+                taken = lived()
                 rest = resting(process.pid)  # not quite: it has still some to tell
                 found.append(taken - bare + rest - resting(process.pid))
             process.send_signal(signal.SIGINT)
@@ -290,9 +315,9 @@ def resting(pid: int) -> int:
 
 
 def growth() -> None:
-    """Print how the cost of an event and of a row depends on the number of sessions."""
-    line = "{:14} {:>8} {:>9} {:>9} {:>10}"
-    print(line.format("", "sessions", "first", "again", "row, k"), flush=True)
+    """Print how the cost of an event, an output and a row depends on the number of sessions."""
+    line = "{:14} {:>8} {:>9} {:>9} {:>9} {:>10}"
+    print(line.format("", "sessions", "first", "again", "idle, k", "row, k"), flush=True)
     for count in (1, 100, 10000, 50000):
         with connected(count // 2 or 1) as pairs:
             visit(pairs)
@@ -300,10 +325,11 @@ def growth() -> None:
             for kind in KINDS:
                 with running(ours(kind)) as one:
                     time.sleep(AFTERMATH)
+                    one.interval()
                     idle = one.interval()
                     first, again = visit(pairs) - bare, visit(pairs) - bare
                     row = (one.interval() - idle) / (2 * len(pairs))
-                figures = (shown(first), shown(again), shown(row, 1e3, 1))
+                figures = (shown(first), shown(again), shown(idle, 1e3), shown(row, 1e3, 1))
                 print(line.format(f"ours, {kind}", 2 * len(pairs), *figures), flush=True)
 
 
@@ -330,16 +356,20 @@ def main() -> None:
     options = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    line = "{:26} {:>8} {:>8} {:>9} {:>9} {:>10} {:>8} {:>10}"
+    line = "{:26} {:>8} {:>8} {:>9} {:>9} {:>10} {:>8} {:>10} {:>10}"
     if options.other:
         options.other()
         return
     bare = event()
+    bare_sessions = min(sessions() for _ in range(3))
     print(f"one 64-byte send and recv without tracing: {shown(bare)} instructions", flush=True)
-    heads = ("an event", "first, M", "start, M", "idle, M", "new row, k", "row, k", "memory, MB")
+    heads = (
+        *("an event", "first, M", "start, M", "idle, M"),
+        *("new row, k", "row, k", "session, k", "memory, MB"),
+    )
     print(line.format("", *heads), flush=True)
     for subject in [subject for subject in subjects() if options.only in subject.name]:
-        found: dict[str, Any] = measure(subject, options.rows, options.runs)
+        found: dict[str, Any] = measure(subject, options.rows, options.runs, bare_sessions)
         print(
             line.format(
                 subject.name,
@@ -349,6 +379,7 @@ def main() -> None:
                 shown(found.get("idle"), 1e6, 2),
                 shown(found.get("new row"), 1e3, 1),
                 shown(found.get("row"), 1e3, 1),
+                shown(found.get("session"), 1e3, 1),
                 shown(found.get("memory"), 1e6, 1),
             ),
             flush=True,

@@ -69,6 +69,10 @@ def sessions(options: Tcptop, scope: Scope) -> Traffic:
     """What processes move over sessions."""
 
     def traced() -> Traffic:
+        if options.probe == "iter":
+            from tcptools.sources.iteration import Iterated
+
+            return Iterated(options, scope)
         from tcptools.sources import traffic
 
         return traffic.Traffic(options, scope)
@@ -109,9 +113,9 @@ def program(options: Common) -> Tool:
     if isinstance(options, Tcptop):
         if options.probe == "diag":
             raise Failure("--probe diag traces nothing, so there is no program to print")
-        from tcptools.sources.traffic import tool
+        from tcptools.sources import iteration, traffic
 
-        return tool(options)
+        return iteration.tool(options) if options.probe == "iter" else traffic.tool(options)
     from tcptools.sources.lives import TOOL
 
     return TOOL

@@ -19,6 +19,8 @@ SOCKETS_PER_SESSION = 4
 # Sockets with helpers, see struct special in bpf/tcptop.h: there are few, and every output looks
 # through the whole map.
 MAX_SPECIALS = 16384
+# Tasks that are sending, for the kind `classic`.
+MAX_SENDERS = 16384
 # struct record of bpf/tcptop.h: its session, its key, and whether it is the last of the key.
 RECORD = struct.Struct(f"=QQ{IDENTITY.size}s24x")
 RECORD_KEY = struct.Struct("=96x16s")
@@ -36,18 +38,20 @@ ROWS = ("rows_even", "rows_odd")
 def tool(options: Tcptop) -> Tool:
     """The C program and its sizes."""
     return Tool(
-        files=("common.h", "tcptop.h", "counting.h", "tcptop.c"),
+        files=("common.h", "tcptop.h", "socket.h", "counting.h", "classic.h", "tcptop.c"),
         # fentry needs Linux 5.5 (on arm64 6.4), and socket storage in its programs 5.11.
         kinds=(
             Kind("fentry", (*TYPED, SOCKET_STORAGE)),
             Kind("fentry", TYPED),
             Kind("kprobe"),
+            Kind("classic"),
         ),
         entries={
             **dict.fromkeys(ROWS, options.max_sessions),
             "positions": options.max_sessions * SOCKETS_PER_SESSION,
             "specials": MAX_SPECIALS,
             "cgroup_paths": CGROUPS,
+            "senders": MAX_SENDERS,
         },
         maps=(*ROWS, "rows", "specials", *(("cgroup_paths",) if options.has_units else ())),
         examples=(("rows", ROWS[0]),),
@@ -134,7 +138,11 @@ class Traffic:
         found = self._taken(self._interval - 1)
         # A row is made for bytes, so one without any has lost what it was made for.
         sessions = [session for session in found if session[0] or session[1]]
-        return joined(sessions, special), missed + len(found) - len(sessions)
+        missed += len(found) - len(sessions)
+        # classic may know a connection better at its second use, and then has two rows.
+        if special or self._programs.kind.probe == "classic":
+            sessions = joined(sessions, special)
+        return sessions, missed
 
     def cgroup_path(self, cgroup: int) -> Optional[str]:
         """The path of a cgroup v2 by its id, be it gone, if it was made of late and is known."""
@@ -166,12 +174,10 @@ class Traffic:
         return [session for block in blocks for session in ROW.iter_unpack(block)]
 
 
-def joined(sessions: list[Session], special: list[Session]) -> list[Session]:
+def joined(sessions: list[Session], others: list[Session]) -> list[Session]:
     """One list of two, in which a process and session have one entry each."""
-    if not special:
-        return sessions
     sums: dict[bytes, tuple[int, int]] = {}
-    for rx, tx, identity in (*sessions, *special):
+    for rx, tx, identity in (*sessions, *others):
         before = sums.get(identity, (0, 0))
         sums[identity] = (before[0] + rx, before[1] + tx)
     return [(rx, tx, identity) for identity, (rx, tx) in sums.items()]

@@ -15,7 +15,7 @@ import threading
 import time
 
 import pytest
-from tracing import COMMAND, KINDS, PATIENCE, settle, start, tcptop
+from tracing import COMMAND, KINDS, MOVERS, PATIENCE, settle, start, tcptop
 from workload import Ledger, close, connect, listener, move, pair
 
 BANNER = "Tracing... Output every 1 secs. Hit Ctrl-C to end\n"
@@ -281,6 +281,16 @@ def test_probes_that_are_not_there():
     assert re.fullmatch(r"tcptop: this kernel does not take fentry probes; .*\n", result.stderr)
 
 
+def test_sockets_are_not_iterated_where_they_cannot_be():
+    """On Linux 5.10 and in real-time kernels, and nowhere without BTF."""
+    command = COMMAND if "iter" not in KINDS else hiding("/sys/kernel/btf")
+    result = subprocess.run(
+        [*command, "--probe", "iter", "1", "1"], check=False, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stdout) == (1, "")
+    assert re.fullmatch(r"tcptop: .* iter probes, which need BTF and, .*\n", result.stderr)
+
+
 def test_without_btf_headers_serve():
     """Sessions that begin while it runs are exact then, too."""
     process = subprocess.Popen(
@@ -347,7 +357,7 @@ def test_the_name_of_a_unit():
 
 
 def stop(tracers):
-    assert {kind: tracer.stop() for kind, tracer in tracers.items()} == dict.fromkeys(KINDS, 0)
+    assert {kind: tracer.stop() for kind, tracer in tracers.items()} == dict.fromkeys(tracers, 0)
 
 
 def assert_own_rows(tracers, ledger):
@@ -362,7 +372,7 @@ def test_filter_for_processes():
     """A socket that is shared with another process shows this one's bytes alone."""
     ledger = Ledger()
     client, server = pair()
-    tracers = start("-p", f"1,{os.getpid()}", "0.3")
+    tracers = start("-p", f"1,{os.getpid()}", "0.3", kinds=MOVERS)
     for size in (1009, 2003):
         move(ledger, client, server, size)
         child = os.fork()
@@ -403,7 +413,7 @@ def test_filter_for_a_cgroup_with_descendants():
         os.makedirs(path, exist_ok=True)
     ledger = Ledger()
     client, server = pair()
-    tracers = start("-c", top, "0.3")
+    tracers = start("-c", top, "0.3", kinds=MOVERS)
     try:
         for path, size in ((top, 1009), (beside, 4001), (inner, 2003)):
             with open(f"{path}/cgroup.procs", "w") as group:
@@ -424,7 +434,7 @@ def test_filters_by_maps(make_map):
     namespace = os.stat("/proc/self/ns/mnt").st_ino
     ledger = Ledger()
     client, server = pair()
-    tracers = start("--cgroupmap", cgroups, "--mntnsmap", namespaces, "0.3")
+    tracers = start("--cgroupmap", cgroups, "--mntnsmap", namespaces, "0.3", kinds=MOVERS)
     move(Ledger(), client, server, 101)  # an empty map shows nothing
     add(cgroups, cgroup, 8)
     move(Ledger(), client, server, 103)
@@ -442,7 +452,7 @@ def test_more_sessions_than_there_is_room_for():
     ledger = Ledger()
     pairs = [pair() for _ in range(40)]
     # A tcptop that starts moves a byte, too.
-    tracers = start("-p", os.getpid(), "--max-sessions", "31", "1000")
+    tracers = start("-p", os.getpid(), "--max-sessions", "31", "1000", kinds=MOVERS)
     for client, server in pairs:
         move(ledger, client, server, 1009)
         move(ledger, client, server, 11)

@@ -194,7 +194,7 @@ def test_urgent_byte(exact, ledger, read, inline):
         if not inline:
             ledger.received(server, len(server.recv(1, socket.MSG_OOB)))
 
-    with exact(ledger):
+    with exact(ledger, urgent=True):
         for _ in range(3):
             send(ledger, client, 1009)
             send(ledger, client, 1, socket.MSG_OOB)

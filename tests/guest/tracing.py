@@ -8,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 import threading
+from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # The installed command may be tested in the place of the tree's.
@@ -16,9 +17,56 @@ LIFE = os.environ.get("TCPLIFE", f"{sys.executable} {ROOT / 'tcplife.py'}").spli
 # Seconds in which anything that is to happen must have happened, under emulation.
 PATIENCE = 180
 
+SYMBOLS = frozenset(
+    line.split()[2] for line in pathlib.Path("/proc/kallsyms").read_text().splitlines()
+)
 # fentry needs direct calls of ftrace, which arm64 has from Linux 6.4 on.
-HAS_FENTRY = " register_ftrace_direct\n" in pathlib.Path("/proc/kallsyms").read_text()
-KINDS = ("fentry", "kprobe") if HAS_FENTRY else ("kprobe",)
+HAS_FENTRY = "register_ftrace_direct" in SYMBOLS
+REALTIME = "PREEMPT_RT" in os.uname().version
+
+
+class Contract(NamedTuple):
+    """What a kind may do otherwise than count each byte at once for the process that moved it.
+
+    opener: all that a session moves is of the process that opened or accepted it, and filters for
+    processes look at that one when it does; urgent: the urgent byte that is read with MSG_OOB may
+    be missed; hidden: in a network namespace that no process is in, a session is counted when it
+    ends; locks: no output while a process sleeps with a locked socket, which is missed.
+    """
+
+    opener: bool = False
+    urgent: bool = False
+    hidden: bool = False
+    locks: bool = False
+
+    def seen(self, rows):
+        """Rows as this kind may show them: {key: [rx bytes, tx bytes]}, where what is the same
+        for it has one key."""
+        if not self.opener:
+            return rows
+        sums = collections.defaultdict(lambda: [0, 0])
+        for (_, *ports), moved in rows.items():
+            sums[(None, *ports)] = [a + b for a, b in zip(sums[(None, *ports)], moved)]
+        return dict(sums)
+
+
+CONTRACTS = {
+    "fentry": Contract(),
+    "kprobe": Contract(),
+    "classic": Contract(urgent=True),
+    "iter": Contract(opener=True, urgent="tcp_recv_urg" not in SYMBOLS, hidden=True, locks=True),
+}
+# Those that this kernel has. iter needs socket storage in tracing programs: Linux 5.11.
+KINDS = [
+    kind
+    for kind, has in (
+        ("fentry", HAS_FENTRY),
+        ("kprobe", True),
+        ("classic", True),
+        ("iter", HAS_FENTRY and "bpf_sock_from_file" in SYMBOLS and not REALTIME),
+    )
+    if has and kind in os.environ.get("TCPTOP_KINDS", kind).split(",")
+]
 
 
 def tcptop(*arguments, **options):
@@ -27,9 +75,13 @@ def tcptop(*arguments, **options):
     return subprocess.run([*COMMAND, *map(str, arguments)], check=False, **options)
 
 
-def start(*arguments):
+# Those that count for the process that moves the bytes.
+MOVERS = [kind for kind in KINDS if not CONTRACTS[kind].opener]
+
+
+def start(*arguments, kinds=KINDS):
     """A Tracer of each kind, by name; started at once, for most of it is waiting to compile."""
-    tracers = {kind: Tracer("--probe", kind, *arguments) for kind in KINDS}
+    tracers = {kind: Tracer("--probe", kind, *arguments) for kind in kinds}
     for tracer in tracers.values():
         tracer.attached()
     return tracers

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from tcptools import csource, kernel, syscalls
-from tcptools.btf import FIELDS, OPTIONAL_FIELDS
+from tcptools.btf import FIELDS, OPTIONAL_FIELDS, named
 from tcptools.kernel import PinnedMap, Scope
 from tcptools.options import FILTERS, Tcptop, parse, rows
 from tcptools.program import Attached
-from tcptools.sources import traffic
+from tcptools.sources import iteration, traffic
 
-STORAGE, FENTRY, KPROBE = traffic.tool(Tcptop()).kinds
+STORAGE, FENTRY, KPROBE, CLASSIC = traffic.tool(Tcptop()).kinds
+[ITER] = iteration.tool(Tcptop()).kinds
 NOTHING = Scope(None, {})
 
 
@@ -145,15 +146,17 @@ def test_kinds():
     assert defined[FENTRY] == defined[STORAGE] - {"SOCKET_STORAGE"}
     typed = {"PROBE_FENTRY", "ENTRY_TYPED", "EVENT_TYPED"}
     assert defined[KPROBE] == defined[FENTRY] - typed | {"PROBE_KPROBE"}
+    assert set(macros(kind=CLASSIC)) == defined[KPROBE] - {"PROBE_KPROBE"} | {"PROBE_CLASSIC"}
+    assert set(macros(kind=ITER)) == defined[STORAGE] - {"PROBE_FENTRY"} | {"PROBE_ITER"}
 
 
 def test_every_offset_that_the_program_names_is_defined():
     text = "".join(
         path.read_text(encoding="ascii") for path in Path(csource.BPF_DIRECTORY).glob("*.[ch]")
     )
-    named = set(re.findall(r"OFFSET_(\w+)", text)) - {"field"}
+    used = set(re.findall(r"OFFSET_(\w+)", text)) - {"field"}
     known = [*FIELDS.values(), *OPTIONAL_FIELDS.values()]
-    assert named == {field.rpartition(".")[2] for fields in known for field in fields}
+    assert used == {named(field)[1] for fields in known for field in fields}
 
 
 def test_the_text_includes_nothing_by_a_relative_name():
@@ -163,7 +166,7 @@ def test_the_text_includes_nothing_by_a_relative_name():
 
 @pytest.mark.parametrize(
     "option, expected",
-    [("auto", [KPROBE]), ("kprobe", [KPROBE]), ("fentry", [])],
+    [("auto", [KPROBE, CLASSIC]), ("kprobe", [KPROBE]), ("classic", [CLASSIC]), ("fentry", [])],
 )
 def test_without_btf_only_kprobes_are_tried(option, expected):
     assert kinds(None, "--probe", option) == expected
@@ -174,7 +177,8 @@ class FakeBtf:
 
 
 @pytest.mark.parametrize(
-    "realtime, expected", [(False, [STORAGE, FENTRY, KPROBE]), (True, [FENTRY, KPROBE])]
+    "realtime, expected",
+    [(False, [STORAGE, FENTRY, KPROBE, CLASSIC]), (True, [FENTRY, KPROBE, CLASSIC])],
 )
 def test_no_storage_where_it_may_sleep(realtime, expected, monkeypatch):
     monkeypatch.setattr(kernel, "realtime", lambda: realtime)

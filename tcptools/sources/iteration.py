@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What processes move over sessions, read from the sockets themselves at each output."""
+
+import ctypes
+import os
+import select
+import signal
+import struct
+import time
+
+from tcptools import Failure, kernel, syscalls
+from tcptools.csource import SOCKET_STORAGE, TYPED, Iteration, Kind, Tool
+from tcptools.kernel import Scope
+from tcptools.options import Tcptop
+from tcptools.program import (
+    COUNTING,
+    NOTING,
+    PHASE,
+    ROWS_MADE,
+    SPECIALS_MADE,
+    Attached,
+    load,
+)
+from tcptools.ring import HEADER, Ring
+from tcptools.session import IDENTITY, Session
+from tcptools.sources.traffic import joined
+
+# Index of `counters`, see bpf/iter.h.
+SOCKETS_SEEN, NAMESPACES_MADE = ROWS_MADE, SPECIALS_MADE
+# struct record of bpf/iter.h, and in the ring buffer.
+RECORD = struct.Struct(f"=QQ{IDENTITY.size}s")
+ENDED = struct.Struct(f"=8xQQ{IDENTITY.size}s")
+# Network namespaces in which sessions begin between two outputs.
+MAX_NAMESPACES = 4096
+# Seconds that an output waits for the iteration, which waits for the locks of sockets.
+LIMIT = 5
+# Of an answer of the child: how much there is, and that it is records and not what went wrong.
+ANSWER = struct.Struct("=Q?")
+INODE = struct.Struct("=I")
+PR_SET_PDEATHSIG = 1
+
+
+def ring_size(max_sessions: int) -> int:
+    """Bytes for the records of so many sessions that end before an output: a power of two."""
+    return max(1 << 16, 1 << (max_sessions * (RECORD.size + HEADER) - 1).bit_length())
+
+
+def tool(options: Tcptop) -> Tool:
+    """The C program and its sizes."""
+    needs = "BTF and, in tracing programs, socket storage (Linux 5.11, but no real-time kernel)"
+    return Tool(
+        files=("common.h", "iter.h", "socket.h", "iter.c"),
+        kinds=(Kind("iter", (*TYPED, SOCKET_STORAGE), needs),),
+        entries={"ended": ring_size(options.max_sessions), "namespaces": MAX_NAMESPACES},
+        maps=("ended", "namespaces"),
+        iterations=(
+            (Iteration("emit_socket", "tcp"),),
+            (Iteration("note_file", "task_file"),),
+        ),
+    )
+
+
+class Sockets:
+    """The records of all sockets, whose locks another process waits for.
+
+    A process may sleep with a socket locked (in a send from memory that is yet to be served), and
+    who waits for that cannot be ended by any signal.
+    """
+
+    def __init__(self, programs: Attached) -> None:
+        self._programs = programs
+        self._iterator = programs.iterators["emit_socket", ""]
+        self._namespaces = programs.maps["namespaces"]
+        requests, self._requests = os.pipe()
+        self._answers, answers = os.pipe()
+        self._asked = False
+        self._read = b""
+        parent = os.getpid()
+        if os.fork():
+            os.close(requests)
+            os.close(answers)
+            os.set_blocking(self._answers, False)
+            return
+        try:
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)  # it ends with the other
+            keep = sorted((requests, answers, self._iterator, self._namespaces))
+            # Neither our probes nor somebody's pipe are to stay for as long as it has to wait.
+            for begin, end in zip((-1, *keep), (*keep, 1 << 16)):
+                os.closerange(begin + 1, end)
+            if os.getppid() == parent:
+                self._serve(requests, answers)
+        except Exception as error:  # the other reports it
+            _write(answers, str(error).encode(), good=False)
+        finally:
+            os._exit(0)
+
+    def _serve(self, requests: int, answers: int) -> None:
+        """In the child: answer each request with what all namespaces' sockets have moved."""
+        counters = self._programs.counters
+        path = "/proc/self/ns/net"
+        own, taken = os.stat(path).st_ino, 0
+        known = {own: os.open(path, os.O_RDONLY)}
+        while os.read(requests, 1):
+            if (made := counters[NAMESPACES_MADE]) != taken:
+                blocks = syscalls.take(self._namespaces, 4, 4)
+                new = {inode for block in blocks for (inode,) in INODE.iter_unpack(block)}
+                known.update(kernel.namespace_files(new - known.keys()))
+                taken = made
+            found = []
+            for inode, file in list(known.items()):
+                if len(known) > 1 and not kernel.enter(file):
+                    continue
+                seen = counters[SOCKETS_SEEN]
+                found.append(syscalls.iterate(self._iterator))
+                # It is in the map again when a session begins there.
+                if counters[SOCKETS_SEEN] == seen and inode != own:
+                    os.close(known.pop(inode))
+            _write(answers, b"".join(found))
+
+    def moved(self) -> tuple[bytes, bool]:
+        """What was moved since the last call, and whether that is all: the rest comes later.
+
+        Raises Failure if there will be no more.
+        """
+        until = time.monotonic() + (0 if self._asked else LIMIT)
+        if not self._asked:
+            os.write(self._requests, b"x")
+            self._asked = True
+        waiting = select.poll()
+        waiting.register(self._answers, select.POLLIN)
+        while True:
+            size, good = ANSWER.unpack_from(self._read) if self._read else (0, True)
+            if self._read and len(self._read) == ANSWER.size + size:
+                break
+            if not waiting.poll(max(0, until - time.monotonic()) * 1000):
+                return b"", False
+            block = os.read(self._answers, 1 << 20)
+            if not block:
+                raise Failure("the process that iterates over sockets has ended")
+            self._read += block
+        block, self._read, self._asked = self._read[ANSWER.size :], b"", False
+        if not good:
+            raise Failure(f"iterating over sockets: {block.decode()}")
+        return block, True
+
+
+def _write(file: int, block: bytes, good: bool = True) -> None:
+    """Write an answer, all of it."""
+    answer = ANSWER.pack(len(block), good) + block
+    while answer:
+        answer = answer[os.write(file, answer) :]
+
+
+class Iterated:
+    """What processes move over sessions."""
+
+    def __init__(self, options: Tcptop, scope: Scope) -> None:
+        self._programs = programs = load(tool(options), options, scope)
+        self.notes, self.warnings = programs.notes, programs.warnings
+        self._ring = Ring(programs.maps["ended"], ring_size(options.max_sessions), ENDED)
+        programs.counters[PHASE] = NOTING
+        syscalls.iterate(programs.iterators["note_file", ""])
+        self._sockets = Sockets(programs)
+        # The programs are attached since load(), but what they saw was before the start.
+        if not self._sockets.moved()[1]:
+            self.warnings.append(
+                "a process sleeps with a locked socket: until it goes on, sessions are counted"
+                " when they end"
+            )
+        self._ring.forget()
+        programs.counters[PHASE] = COUNTING
+        programs.new_missed()
+
+    def cgroup_path(self, cgroup: int) -> None:
+        """Nothing is known of cgroups that have gone."""
+
+    def drain(self) -> tuple[list[Session], int]:
+        """The sessions since the last call, and how many events were missed in that time."""
+        # Before the ring is read: what ends now is in this interval, too.
+        block, complete = self._sockets.moved()
+        ended: list[Session] = self._ring.take()
+        missed = self._programs.new_missed() + (not complete)
+        sessions: list[Session] = list(RECORD.iter_unpack(block))
+        if not ended and len({session[2] for session in sessions}) == len(sessions):
+            return sessions, missed
+        return joined(sessions, ended), missed

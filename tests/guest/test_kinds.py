@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one kind of probe could get wrong and others could not; all have to get it right."""
+
+import ctypes
+import os
+import signal
+import socket
+import struct
+import subprocess
+import threading
+import time
+
+import pytest
+from test_corners import assert_sums, by_ports, late
+from tracing import CONTRACTS, KINDS, settle, start
+from workload import Ledger, close, connect, listener, move, pair, receive
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+CLONE_NEWNET = 0x40000000
+NO_LINGER = struct.pack("ii", 1, 0)
+ITER = [kind for kind in KINDS if kind == "iter"]
+
+
+def in_one_output(tracers, ledger):
+    """End the interval, and compare what it shows; none of these may have shown anything yet."""
+    for kind, tracer in tracers.items():
+        assert (kind, tracer.intervals()) == (kind, 0)
+        assert (kind, tracer.stop()) == (kind, 0)
+        tracer.reached(1)
+        found = by_ports(tracer.rows())
+        truth = by_ports(ledger.moved())
+        wrong = {
+            ports: (found.get(ports), truth[ports])
+            for ports in truth
+            if found.get(ports) != truth[ports]
+        }
+        assert (kind, len(wrong), wrong, tracer.missed) == (kind, 0, {}, 0)
+
+
+def test_more_rows_than_the_buffer_of_an_iterator_takes(ledger):
+    """bpf_seq_write() has room for 32 KiB at a time, which is 409 records."""
+    pairs = [pair() for _ in range(700)]
+    tracers = start("1000")
+    for turn in (1, 2):
+        for size, (client, server) in enumerate(pairs, 1):
+            move(ledger, client, server, size)
+            if turn == 2:
+                move(ledger, server, client, 3)
+    in_one_output(tracers, ledger)
+    for both in pairs:
+        close(*both)
+
+
+@pytest.mark.parametrize("count", (10000,))
+def test_sockets_that_die_in_one_interval(ledger, count):
+    """Twice as many as there are sessions, half of these by a reset that leaves no trace."""
+    tracers = start("1000")
+    own, pid = ledger, os.getpid()
+    with listener() as server:
+        port = server.getsockname()[1]
+        for turn in range(count):
+            client, accepted = connect(server)
+            size = 1 + turn % 7
+            client.send(b"x" * size)
+            accepted.recv(7)
+            accepted.send(b"x" * 13)
+            client.recv(13)
+            ours = client.getsockname()[1]
+            for key, rx, tx in (((pid, ours, port), 13, size), ((pid, port, ours), size, 13)):
+                own[key] = [own[key][0] + rx, own[key][1] + tx]
+            if turn % 2:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
+            close(client, accepted)
+    in_one_output(tracers, ledger)
+
+
+def test_more_senders_asleep_than_returns_are_waited_for(tracers, ledger):
+    """A kretprobe misses most of these returns; what it misses comes with close()."""
+    count, size = 2000, 40009
+    pairs = [pair() for _ in range(count)]
+    for client, server in pairs:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        ledger.sent(client, size), ledger.received(server, size)
+    settle(*tracers.values())
+    for tracer in tracers.values():
+        tracer.forget()
+    before = threading.stack_size(1 << 16)
+    threads = [threading.Thread(target=c.sendall, args=(b"x" * size,)) for c, _ in pairs]
+    threading.stack_size(before)
+    for thread in threads:
+        thread.start()
+    time.sleep(2)
+    assert all(thread.is_alive() for thread in threads), "the sends did not block"
+    for _, server in pairs:
+        receive(Ledger(), server, size)
+    for thread in threads:
+        thread.join()
+    for kind, tracer in tracers.items():  # late is allowed, more is not
+        found, truth = by_ports(tracer.rows()), by_ports(ledger)
+        for ports in truth:
+            assert all(a <= b for a, b in zip(found.get(ports, (0, 0)), truth[ports])), kind
+    for both in pairs:
+        close(*both)
+    assert_sums(tracers, ledger)
+
+
+def test_sockets_of_another_namespace(ledger):
+    """One that has a process, which opens a session before the start and another one later."""
+    ours, theirs = socket.socketpair()
+    child = os.fork()
+    if not child:
+        try:
+            assert not LIBC.unshare(CLONE_NEWNET)
+            subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+            pairs = [pair()]
+            move(Ledger(), *pairs[0], 30011)
+            theirs.send(b"r")
+            while theirs.recv(1):
+                for both in pairs:
+                    move(Ledger(), *both, 1009)
+                ends = [each.getsockname()[1] for both in pairs for each in both]
+                theirs.send(struct.pack("=4H", *(ends * 2)[:4]))
+                pairs.append(pair())
+        finally:
+            os._exit(0)
+    theirs.close()
+    assert ours.recv(1) == b"r"
+    with late() as tracers:
+        for turn in (1, 2):
+            ours.send(b"g")
+            client, server, *later = struct.unpack("=4H", ours.recv(8))
+            keys = [(client, server, turn)] + [(*later, 1)] * (turn - 1)
+            settle(*tracers.values())
+            for kind, tracer in tracers.items():
+                found = by_ports(tracer.rows())
+                for one, two, times in keys:
+                    assert (kind, found.get((one, two))) == (kind, [0, 1009 * times])
+                    assert (kind, found.get((two, one))) == (kind, [1009 * times, 0])
+                assert (kind, tracer.missed) == (kind, 0)
+        ours.close()
+        os.waitpid(child, 0)
+
+
+def owners(tracer, ends):
+    """The processes of the sessions between these ports."""
+    return {key[0]: moved for key, moved in tracer.rows().items() if set(key[1:]) == ends}
+
+
+@pytest.mark.parametrize("kind", ITER)
+def test_a_session_is_of_who_opened_it(kind):
+    """Accepted here, served by a child that was forked then, and the other way round."""
+    with listener() as server:
+        parent = os.getpid()
+        [tracer] = start("0.3", kinds=[kind]).values()
+        client, accepted = connect(server)
+        ends = {client.getsockname()[1], server.getsockname()[1]}
+        child = os.fork()
+        if not child:
+            client.close()
+            accepted.sendall(b"x" * 2003)
+            accepted.close()
+            os._exit(0)
+        accepted.close()
+        assert len(client.recv(2003, socket.MSG_WAITALL)) == 2003
+        os.waitpid(child, 0)
+        client.close()
+        settle(tracer)
+        assert set(owners(tracer, ends)) == {parent}
+        assert tracer.missed == 0
+        assert tracer.stop() == 0
+
+
+@pytest.mark.parametrize("kind", ITER)
+def test_filters_look_at_the_process_when_it_opens(kind):
+    """-p, and a cgroup, with a session from before the start and one from later."""
+    inside = "/sys/fs/cgroup/opener"
+    os.makedirs(inside, exist_ok=True)
+    old = pair()
+    tracers = [
+        start(*arguments, "0.3", kinds=[kind])[kind]
+        for arguments in (("-p", os.getpid()), ("-p", 1), ("-c", inside))
+    ]
+    ledger, later = Ledger(), Ledger()
+    move(ledger, *old, 1009)
+    try:
+        with open(f"{inside}/cgroup.procs", "w") as group:
+            group.write(str(os.getpid()))
+        new = pair()
+    finally:
+        with open("/sys/fs/cgroup/cgroup.procs", "w") as group:
+            group.write(str(os.getpid()))
+    move(later, *new, 2003)
+    settle(*tracers)
+    found = [tracer.rows() for tracer in tracers]
+    assert found == [{**ledger.moved(), **later.moved()}, {}, later.moved()]
+    for tracer in tracers:
+        tracer.process.send_signal(signal.SIGINT)
+        assert tracer.stop() == 0
+    # And those that are found at the start.
+    try:
+        with open(f"{inside}/cgroup.procs", "w") as group:
+            group.write(str(os.getpid()))
+        tracer = start("-c", inside, "0.3", kinds=[kind])[kind]
+    finally:
+        with open("/sys/fs/cgroup/cgroup.procs", "w") as group:
+            group.write(str(os.getpid()))
+    again = Ledger()
+    move(again, *old, 11)
+    settle(tracer)
+    assert tracer.rows() == again.moved()
+    assert tracer.stop() == 0
+    close(*old, *new)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if CONTRACTS[kind].locks])
+def test_one_process_that_holds_a_lock_is_missed_not_waited_for(kind):
+    """What is in test_corners.py for the others: see test_a_socket_that_is_locked_for_ever."""
+    from test_corners import Absent
+
+    memory, ledger = Absent(), Ledger()
+    client, server = pair()
+    [tracer] = start("0.3", kinds=[kind]).values()
+    sender = threading.Thread(
+        target=lambda: client.send(memoryview(memory.pages)[: memory.pages.size() // 2])
+    )
+    sender.start()
+    time.sleep(1)
+    before = tracer.intervals()
+    rescue = threading.Timer(60, memory.serve, (0,))
+    rescue.start()
+    tracer.reached(before + 2)
+    waited = not rescue.is_alive()
+    for _ in range(3):  # what begins and ends meanwhile is counted
+        other = pair()
+        move(ledger, *other, 1009)
+        close(*other)
+    settle(tracer)
+    found = by_ports(tracer.rows())
+    assert (waited, {ports: found.get(ports) for ports in by_ports(ledger)}) == (
+        False,
+        by_ports(ledger),
+    )
+    assert tracer.missed
+    status = tracer.stop()
+    memory.serve(0)
+    rescue.cancel()
+    sender.join()
+    close(client, server)
+    assert status == 0
