@@ -6,10 +6,11 @@ import os
 import pytest
 
 from tcptools import Failure
+from tcptools.session import IDENTITY
 from tcptools.sources import iteration
 from tcptools.sources.iteration import ANSWER, ENDED, RECORD, Iterated, Sockets, ring_size
 
-ONE, TWO = (identity * 60 for identity in (b"1", b"2"))
+ONE, TWO = (identity * IDENTITY.size for identity in (b"1", b"2"))
 
 
 class Child(Sockets):
