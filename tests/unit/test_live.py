@@ -152,9 +152,9 @@ def test_a_longer_interval_counts_from_its_beginning():
 
 def test_the_count_of_outputs_is_that_of_outputs(terminal):
     """Keys and other intervals are none."""
-    with tcptop(terminal, "-S", "0.2", "4") as process:
-        until(terminal, lambda seen: "30 sessions" in seen[0])
-        terminal.type(b"+-")
+    with tcptop(terminal, "-S", "3600", "1") as process:
+        until(terminal, lambda seen: "Tracing... Output" in "\n".join(seen))
+        terminal.type(b"-" * 20)
         assert process.wait(60) == 0
     seen = terminal.seen()
     assert seen[0].startswith("30 sessions") and len(rates(seen)) == 20
@@ -220,10 +220,11 @@ def test_a_filter_goes_on_while_keys_are_waited_for(terminal, monkeypatch):
         view.show(HEAD, some(30))
         seen = pressed(view, terminal, b"/102\n")
         assert view._live.working and "working.." in seen[-1]
-        end = time.monotonic() + 60
-        while view._live.working:  # at once on a machine that is not too busy
-            assert view.wait(0.5) is Wake.TIME and time.monotonic() < end
-        assert time.monotonic() < end - 50, "without a break"
+        waits = 0
+        while view._live.working:
+            assert view.wait(1) is Wake.TIME
+            waits += 1
+        assert waits < 10, "it goes on without a break, not once a wait"
         assert sizes(terminal.seen()) == list(range(29, 19, -1))
         view.show(HEAD, some(30))
         assert not view._live.working, "an interval is drawn when it is complete"
