@@ -111,6 +111,7 @@ def test_sockets_of_another_namespace(ledger):
     child = os.fork()
     if not child:
         try:
+            ours.close()
             assert not LIBC.unshare(CLONE_NEWNET)
             subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
             pairs = [pair()]
@@ -149,7 +150,7 @@ def owners(tracer, ends):
 
 @pytest.mark.parametrize("kind", ITER)
 def test_a_session_is_of_who_opened_it(kind):
-    """Accepted here, served by a child that was forked then, and the other way round."""
+    """It is accepted here, and served by a child that was forked then."""
     with listener() as server:
         parent = os.getpid()
         [tracer] = start("0.3", kinds=[kind]).values()
