@@ -23,20 +23,19 @@ import time
 from collections.abc import Sequence
 from typing import Optional
 
-from tcptools import command, life
+from tcptools import command, life, sources
 from tcptools.command import Command, Wake
 from tcptools.kernel import Scope
 from tcptools.options import Tcplife
 from tcptools.screen import window as size_of_window
-from tcptools.sources.lives import TOOL, Lives
 
 # Seconds between two looks at what has ended.
 INTERVAL = 0.1
 
 
 def run(options: Tcplife, scope: Scope) -> None:
-    """Trace, and report every session that ends, until a signal comes."""
-    lives = Lives(options, scope)
+    """Watch, and report every session that ends, until a signal comes."""
+    lives = sources.ended(options, scope)
     this = Command("tcplife")
     command.report_notes(this, lives.warnings, lives.notes if options.verbose else [])
     text = life.Text(options)
@@ -58,7 +57,7 @@ def run(options: Tcplife, scope: Scope) -> None:
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """The exit status."""
-    return command.main(Tcplife, lambda _: TOOL, run, arguments)
+    return command.main(Tcplife, sources.program, run, arguments)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, Optional
 
-from tcptools import command, report
+from tcptools import command, report, sources
 from tcptools.command import Command, Wake
 from tcptools.cumulative import Cumulative
 from tcptools.kernel import Scope
@@ -34,7 +34,7 @@ from tcptools.options import Tcptop
 from tcptools.report import Rows, Sessions, no_unit
 from tcptools.screen import Screen, usable
 from tcptools.session import SORT_ORDERS, ranked
-from tcptools.sources.traffic import Traffic, tool
+from tcptools.sources import SessionSource
 from tcptools.sums import Sums
 from tcptools.units import Units
 
@@ -53,7 +53,7 @@ def text_of(options: Tcptop, kind: Rows, rows: list[Any], now: report.Interval) 
     return "\n" + report.summary(now) + "\n".join([*kind.table(shown), ""])
 
 
-def wanted_rows(options: Tcptop, traffic: Traffic) -> tuple[Rows, Optional[Units]]:
+def wanted_rows(options: Tcptop, traffic: SessionSource) -> tuple[Rows, Optional[Units]]:
     """What the rows of an output are, and what their units come from if they have any."""
     units = Units(traffic.cgroup_path) if options.has_units else None
     unit_of = units.of if units else no_unit
@@ -91,11 +91,11 @@ def following(due: int, elapsed: float, interval: float) -> int:
 
 
 def run(options: Tcptop, scope: Scope) -> int:
-    """Trace, and report every interval, until the count is reached or a signal comes.
+    """Watch, and report every interval, until the count is reached or a signal comes.
 
     The exit status, OVER if a row was over the limit.
     """
-    traffic = Traffic(options, scope)
+    traffic = sources.sessions(options, scope)
     this = Command("tcptop")
     kind, units = wanted_rows(options, traffic)
     since = Cumulative(kind, options.max_sessions) if options.cumulative else None
@@ -157,7 +157,7 @@ def run(options: Tcptop, scope: Scope) -> int:
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """The exit status."""
-    return command.main(Tcptop, tool, run, arguments)
+    return command.main(Tcptop, sources.program, run, arguments)
 
 
 if __name__ == "__main__":

@@ -267,7 +267,6 @@ def main(
             text = first_text(tool(options), options, kernel.scope(options, load=False))
             Command(name).say(text)
             return 0
-        kernel.check_permission()
         return run(options, kernel.scope(options)) or 0
     except Failure as error:
         reason, *tried = error.args

@@ -204,6 +204,13 @@ def network_namespaces() -> Iterator[None]:
             os.close(namespace)
 
 
+def enters_namespaces() -> bool:
+    """Whether we may enter a network namespace, our own as well as others (setns(2))."""
+    with _restored_namespace() as libc, open("/proc/self/ns/net", "rb") as home:
+        entered: int = libc.setns(home.fileno(), CLONE_NEWNET)
+        return entered == 0
+
+
 def online() -> str:
     """The kernel's release and machine, for -v."""
     system = os.uname()

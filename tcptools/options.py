@@ -98,7 +98,7 @@ class Common:
             " (::ffff:192.0.2.1) is an IPv6 session", const=(AF_INET,)),
         Option(("-6", "--ipv6"), "only IPv6 sessions", const=(AF_INET6,)))
     verbose: bool = row(TRACING, False, Option(
-        ("-v", "--verbose"), "report on stderr how the kernel is traced", const=True))
+        ("-v", "--verbose"), "report on stderr how sessions are watched", const=True))
     ebpf: bool = row(TRACING, False, Option(
         ("--ebpf",), "print the C program that would be tried first, and load nothing", const=True,
         hidden=True))
@@ -142,8 +142,8 @@ class Tcptop(Common):
         Option(("--json",), "JSON lines instead of tables", const="json"),
         Option(("--csv",), "CSV instead of tables", const="csv"))
     probe: str = row(TRACING, "auto", Option(
-        ("--probe",), "how to trace the kernel (default: auto, the cheapest that works)", str,
-        choices=("auto", "fentry", "kprobe")))
+        ("--probe",), "how sessions are watched (default: auto, the first that works)",
+        str, choices=("auto", "fentry", "kprobe", "diag")))
     max_sessions: int = row(TRACING, 65536, Option(
         ("--max-sessions",), "sessions that one interval can hold (default: 65536)", sessions,
         metavar="N"))
@@ -221,7 +221,7 @@ def help_of(kind: type[Common]) -> str:
         lines += ["", f"{group}:"] if options else []
         for one in options:
             start = f"  {one.invocation}"
-            if len(start) >= HELP_COLUMN:
+            if len(start) > HELP_COLUMN - 2:
                 lines.append(start)
                 start = ""
             for line in textwrap.wrap(one.help, WIDTH - HELP_COLUMN):

@@ -35,7 +35,7 @@ HOST_PACKAGES = [
     "binutils", "busybox-static", "ca-certificates", "file", "kmod", "man-db", "mandoc",
     "mmdebstrap", "python3-venv", "qemu-system-x86",
 ]  # fmt: skip
-DEMO_PACKAGES = ["curl", "iperf3", "python3-bpfcc", "python3-wcwidth"]
+DEMO_PACKAGES, TRACING_PACKAGES = ["curl", "iperf3", "python3-wcwidth"], ["python3-bpfcc"]
 GUEST_PACKAGES = [
     "bpfcc-tools", "bpftool", "ca-certificates", "curl", "iperf3", "iproute2", "jq", "kmod",
     "libbpf-tools", "libcap2-bin", "linux-headers-{kernel}", "linux-image-{kernel}", "lsb-release",
@@ -309,16 +309,16 @@ def run(options: argparse.Namespace, command: str) -> int:
 
 
 def demo(arguments: list[str]) -> int:
-    """Show tcptop with some traffic, on this machine if its kernel can be traced."""
+    """Show tcptop with some traffic, on this machine unless it cannot watch as it is asked to."""
     show = [PYTHON, "tcptop.py", *arguments]
-    if " register_kprobe\n" in Path("/proc/kallsyms").read_text(encoding="ascii"):
-        install(DEMO_PACKAGES)
-        status = subprocess.call(["sh", "-c", DEMO, "demo", *show], cwd=CHECKOUT)
-        if status != 1:
-            return status
-        say("so it runs in a virtual machine instead")
-    else:
-        say("this kernel has no kprobes, so tcptop runs in a virtual machine")
+    if os.geteuid() == 0:
+        # Where nothing can be traced, bcc would be of no use.
+        traced = " register_kprobe\n" in Path("/proc/kallsyms").read_text(encoding="ascii")
+        install([*DEMO_PACKAGES, *(TRACING_PACKAGES if traced else [])])
+    status = subprocess.call(["sh", "-c", DEMO, "demo", *show], cwd=CHECKOUT)
+    if status != 1:
+        return status
+    say("so it runs in a virtual machine instead")
     return run(create_parser().parse_args(["run", "--traffic", "tcptop"]), shlex.join(show))
 
 

@@ -224,9 +224,16 @@ def test_errors_are_one_line(make_map, tmp_path):
 
 
 def test_without_privileges():
-    result = tcptop("1", "1", user="nobody")
-    assert result.returncode == 1
+    result = tcptop("--probe", "fentry", "1", "1", user="nobody")
+    assert (result.returncode, result.stdout) == (1, "")
     assert re.fullmatch(r"tcptop: tracing needs root.*\n", result.stderr)
+    with traffic() as [(port, _), _]:
+        result = tcptop("-CS", "1", "2", user="nobody")
+    assert result.returncode == 0
+    assert re.fullmatch(
+        r"tcptop: not traced \(tracing needs root.*; socket diag.*\n", result.stderr
+    )
+    assert f"127.0.0.1:{port} " in result.stdout
 
 
 def test_with_no_more_than_its_capabilities():
@@ -244,9 +251,14 @@ def test_with_no_more_than_its_capabilities():
 
 def test_bcc_missing(tmp_path):
     (tmp_path / "bcc.py").write_text("raise ImportError('none')\n")
-    result = tcptop("1", "1", env={**os.environ, "PYTHONPATH": str(tmp_path)})
-    assert result.returncode == 1
-    assert re.fullmatch(r"tcptop: bcc is not installed .*\n", result.stderr)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    for kind in KINDS:
+        result = tcptop("--probe", kind, "1", "1", env=environment)
+        assert result.returncode == 1
+        assert re.fullmatch(r"tcptop: bcc is not installed .*\n", result.stderr)
+    result = tcptop("0.1", "1", env=environment)
+    assert result.returncode == 0
+    assert re.fullmatch(r"tcptop: not traced \(bcc is not .*; socket diag.*\n", result.stderr)
 
 
 def hiding(*directories):
@@ -256,7 +268,7 @@ def hiding(*directories):
 
 
 def test_without_btf_and_headers():
-    command = hiding("/sys/kernel/btf", "/usr/src")
+    command = [*hiding("/sys/kernel/btf", "/usr/src"), "--probe", "kprobe"]
     result = subprocess.run([*command, "1", "1"], check=False, capture_output=True, text=True)
     assert result.returncode == 1
     assert re.fullmatch(r"tcptop: this kernel has neither BTF nor headers .*\n", result.stderr)

@@ -12,8 +12,13 @@ TCPTOP = pathlib.Path(__file__).resolve().parents[2] / "tcptop.py"
 def test_lockdown_is_one_line():
     locked = pathlib.Path("/sys/kernel/security/lockdown").read_text(encoding="ascii")
     assert "[confidentiality]" in locked
-    result = subprocess.run(
-        [sys.executable, str(TCPTOP), "1", "1"], check=False, capture_output=True, text=True
-    )
-    assert (result.returncode, result.stdout) == (1, "")
-    assert re.fullmatch(r"tcptop: this kernel is locked down .*\n", result.stderr)
+    for options, status, said in (
+        (["--probe", "kprobe"], 1, "this kernel is locked down .*"),
+        ([], 0, r"not traced \(this kernel is locked down .*\); socket diagnosis instead: .*"),
+    ):
+        result = subprocess.run(
+            [sys.executable, str(TCPTOP), *options, "1", "1"],
+            check=False, capture_output=True, text=True,
+        )  # fmt: skip
+        assert result.returncode == status
+        assert re.fullmatch(rf"tcptop: {said}\n", result.stderr)

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The unit tests need neither root nor bcc: they import the modules of this checkout."""
 
+import ctypes
+import fcntl
 import os
+import socket
+import struct
 import sys
 
 import pytest
@@ -21,3 +25,29 @@ def terminal():
     terminal = Terminal()
     yield terminal
     terminal.close()
+
+
+CLONE_NEWNET = 0x40000000
+SIOCSIFFLAGS, IFF_UP = 0x8914, 1
+
+
+@pytest.fixture
+def network_namespace():
+    """Be in a new network namespace that has a loopback device, if we are root."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    if os.geteuid() == 0:
+        assert not libc.unshare(CLONE_NEWNET)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", IFF_UP))
+    yield
+    libc.setns(home, CLONE_NEWNET)
+    os.close(home)
+
+
+@pytest.fixture
+def alone(network_namespace, monkeypatch):
+    """Be where nobody else has sessions that could be missed, and stay there."""
+    from tcptools import kernel
+
+    monkeypatch.setattr(kernel, "enters_namespaces", lambda: False)

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The TCP sockets of all network namespaces that can be entered, polled, and whose they are."""
+
+import os
+import resource
+import struct
+import time
+from collections.abc import Iterable
+
+from tcptools import Failure, kernel
+from tcptools.kernel import Scope
+from tcptools.notices import LATE, PAUSE
+from tcptools.options import Common
+from tcptools.owners import Owners
+from tcptools.sockdiag import port_filter
+from tcptools.sockets import End, Movement, Sockets, Tcp
+from tcptools.tasks import NOBODY, Task, Tasks
+
+# Seconds between two looks for network namespaces.
+NAMESPACES_EVERY = 5.0
+# Seconds after which it is asked whether a process has its socket still, at first and at last;
+# or whether one without a process has been found one.
+FIRST_CHECK, LAST_CHECK = 1.0, 64.0
+PORTS = struct.Struct("!HH")
+
+
+class Polled:
+    """Sockets by socket diagnosis, of at most so many sessions; notes, warnings: as of a source.
+
+    Raises Failure if this kernel has no such thing.
+    """
+
+    def __init__(self, options: Common, scope: Scope, most: int) -> None:
+        self.notes = [kernel.online(), "probes: none; socket diagnosis, at each output"]
+        self.warnings: list[str] = []
+        self._options, self._most = options, most
+        self._tasks, self._owners = Tasks(options, scope), Owners()
+        self._lports, self._rports = frozenset(options.lports), frozenset(options.rports)
+        self._bytecode = port_filter(options.lports, options.rports)
+        self._sees_all = os.access("/proc/1/fd", os.R_OK)
+        self._missed = 0
+        home = os.stat("/proc/self/ns/net").st_ino
+        self._namespaces = {home: self._sockets()}
+        self._enters = kernel.enters_namespaces()
+        if self._enters:
+            # Each namespace takes two files.
+            most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        self._next_search = 0.0
+        self._search_namespaces()
+        self._missed = 0  # it was before the start
+        self._find_owners(())
+        # What ends from now on is told from what ended before by when it moved last.
+        time.sleep(LATE + PAUSE)
+
+    def _sockets(self) -> Sockets:
+        """Those of the network namespace that we are in."""
+        try:
+            return Sockets(self._options.families, self._bytecode, self._passes, self._most)
+        except OSError as error:
+            raise Failure(f"{error.strerror}; modprobe tcp_diag may help") from None
+
+    def _passes(self, names: bytes) -> bool:
+        """Whether the filters by ports let a session through."""
+        local, remote = PORTS.unpack_from(names)
+        return (not self._lports or local in self._lports) and (
+            not self._rports or remote in self._rports
+        )
+
+    def _search_namespaces(self) -> None:
+        """Find the network namespaces in which there are processes, now and then.
+
+        Those in which there are none are let go of, for a socket there would keep them alive.
+        """
+        now = time.monotonic()
+        if not self._enters or now < self._next_search:
+            return
+        self._next_search = now + NAMESPACES_EVERY
+        before, self._namespaces = self._namespaces, {}
+        for _ in kernel.network_namespaces():
+            inode = os.stat("/proc/thread-self/ns/net").st_ino
+            if inode in before:
+                self._namespaces[inode] = before.pop(inode)
+                continue
+            new = self._namespaces[inode] = self._sockets()
+            self._missed += new.existing
+        for gone in before.values():
+            gone.close()
+
+    def look(self, dump: bool = True) -> tuple[list[Movement], list[End]]:
+        """What has moved and what has ended since the last look; see Sockets.look()."""
+        movements: list[Movement] = []
+        ends: list[End] = []
+        for sockets in self._namespaces.values():
+            movements += sockets.look(dump)
+            ends += sockets.ends
+            self._missed += sockets.missed
+            sockets.missed = 0
+        self._tasks.refresh()
+        self._find_owners(movements)
+        # After the look, or what ended in one that is let go of would be lost.
+        self._search_namespaces()
+        return movements, ends
+
+    def missed(self) -> int:
+        """How many events were missed since the last call."""
+        missed, self._missed = self._missed, 0
+        return missed
+
+    def task(self, tcp: Tcp) -> tuple[int, Task]:
+        """The process of a socket, NOBODY if it is not known, and what is known of it."""
+        pid = tcp.owner.pid if tcp.owner else NOBODY
+        return pid, self._tasks.task(pid, tcp.cgroup)
+
+    def _find_owners(self, movements: Iterable[Movement]) -> None:
+        """Look for the processes of sockets that have none, or none any more."""
+        now = time.monotonic()
+        wanted: dict[int, Tcp] = {}
+        for sockets in self._namespaces.values():
+            for tcp in sockets.unowned:
+                tcp.wait = FIRST_CHECK
+                wanted[tcp.inode] = tcp
+            sockets.unowned = []
+        for tcp, _, _ in movements:
+            if tcp.inode and now >= tcp.check:
+                if not tcp.owner or not self._owners.still(tcp.owner, tcp.inode):
+                    wanted[tcp.inode] = tcp
+                else:
+                    self._check_later(tcp, now)
+        mine = os.geteuid()
+        visible = [inode for inode, tcp in wanted.items() if self._sees_all or tcp.uid == mine]
+        found = self._owners.find(visible)
+        for inode, tcp in wanted.items():
+            # One that has been closed keeps its process.
+            tcp.owner = found.get(inode, tcp.owner)
+            self._check_later(tcp, now)
+
+    @staticmethod
+    def _check_later(tcp: Tcp, now: float) -> None:
+        tcp.check = now + tcp.wait
+        tcp.wait = min(2 * tcp.wait, LAST_CHECK)

@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The TCP sockets of a network namespace, polled: how far each has moved since the last look."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Optional
+
+from tcptools.notices import LATE, Notice, Notices
+from tcptools.owners import Owner
+from tcptools.sockdiag import (
+    AGES,
+    CLOSE_WAIT,
+    CLOSING,
+    ESTABLISHED,
+    FAMILY,
+    FIN_WAIT1,
+    FIN_WAIT2,
+    ID,
+    LAST_ACK,
+    NAMES_END,
+    PAIR,
+    QUEUES,
+    Block,
+    Inquiry,
+    Parser,
+    Reading,
+)
+
+# The peer's FIN has come: it is read if nothing is unread, and counted as a byte.
+PEER_DONE = frozenset((CLOSE_WAIT, LAST_ACK, CLOSING))
+# Our FIN stands in the send queue as a byte, until it is acknowledged.
+WE_DONE = frozenset((FIN_WAIT1, LAST_ACK, CLOSING))
+NAMES = NAMES_END - ID
+# Milliseconds: a socket that was at rest for so long did not change while it was looked at.
+AT_REST = 50
+# Seconds for which a socket that is not found any more is kept, to hear of its end; and where
+# there is no room.
+KEPT_GONE, KEPT_SHORT = 600.0, 2.0
+
+
+def received_by(state: int, unread: int, received: int) -> int:
+    """The bytes that a process has read.
+
+    tcpi_bytes_received counts the peer's FIN (tcp_rcv_nxt_update(), net/ipv4/tcp_input.c), and
+    so does idiag_rqueue until it is read (tcp_diag_get_info(), net/ipv4/tcp_diag.c).
+    """
+    return received - unread - (not unread and state in PEER_DONE)
+
+
+def sent_by(reading: Reading, state: int) -> int:
+    """The bytes that TCP has accepted from a process.
+
+    tcpi_bytes_sent has no FIN, but tcpi_notsent_bytes has it (write_seq - snd_nxt in
+    tcp_get_info(), net/ipv4/tcp.c). What is dropped on this host is sent again without being
+    retransmitted, so it is counted twice; then what is acknowledged and waits for that is the
+    truth, to the SYN of the one who connected.
+    """
+    _, _, queues, progress, unsent, sending = reading
+    sent, again = PAIR.unpack(sending)
+    total: int = sent - again + unsent - (unsent > 0 and state in WE_DONE)
+    most: int = PAIR.unpack(progress)[0] + QUEUES.unpack(queues)[1]
+    most -= state in WE_DONE or state == FIN_WAIT2
+    return total if total <= most else most - 1
+
+
+class Tcp:
+    """A socket: what is known of its connection, and how much of that has been reported."""
+
+    __slots__ = (
+        "began", "cgroup", "check", "family", "identity", "inode", "names", "owner", "reading",
+        "received", "rx", "task", "turn", "tx", "uid", "wait",
+    )  # fmt: skip
+
+    def __init__(self, family: int, names: bytes) -> None:
+        self.family, self.names = family, names  # ports and addresses as in inet_diag_sockid
+        self.reading: Optional[Reading] = None
+        self.rx = self.tx = self.received = self.turn = 0
+        # When it was there already, in seconds of the monotonic clock; 0 if before the start.
+        self.began = 0.0
+        self.inode = self.uid = self.cgroup = 0
+        self.owner: Optional[Owner] = None
+        self.task, self.identity = (0, b""), b""  # the process it was reported for, and how
+        self.check = self.wait = 0.0  # when to look for its owner again, and how long after that
+
+    def is_over(self, names: bytes, received: int) -> bool:
+        """Whether the socket has another connection now, which has received so much."""
+        return self.names[:4] != names[:4] or received < self.received
+
+
+class Movement(NamedTuple):
+    """Bytes that were received and sent on a socket since the last look."""
+
+    socket: Tcp
+    rx: int
+    tx: int
+
+
+class End(NamedTuple):
+    """A session that has ended, when (monotonic clock, seconds), and bytes that TCP has counted.
+
+    received: with one more for the peer's FIN; acknowledged: for each of our SYN and FIN.
+    """
+
+    socket: Tcp
+    time: float
+    received: int
+    acknowledged: int
+
+
+class Sockets:
+    """The sockets of the network namespace that this is made in.
+
+    ends: those that had ended at the last look; unowned: those whose inode is new, so that their
+    owners are to be looked for; missed: events that could not be counted, since whoever reads it
+    sets it to 0.
+    """
+
+    def __init__(
+        self, families: Sequence[int], bytecode: bytes, passes: Callable[[bytes], bool], most: int
+    ) -> None:
+        self._families, self._passes, self._most = families, passes, most
+        self._notices, self._inquiry = Notices(families), Inquiry(bytecode)
+        self._parser = Parser()
+        self._known: dict[int, Tcp] = {}  # by cookie
+        self._gone: dict[int, float] = {}  # when those that are not found were missed first
+        self._turn, self._full, self._excess = 0, False, 0
+        self._now = 0.0
+        self._movements: list[Movement] = []
+        self._doubtful: list[tuple[Tcp, Reading, bytes]] = []
+        self.ends: list[End] = []
+        self.unowned: list[Tcp] = []
+        self.missed = 0
+        # A connection that did nothing after the first of these ended before the start, and of one
+        # that did nothing after the second it is not known any more whether it was reported.
+        self._start = self._horizon = 0.0
+        self._starting = True
+        for _ in range(2):  # a dump may pass one by
+            self.look()
+        # How many had moved something before this was made.
+        self.existing = sum(tcp.rx > 0 or tcp.tx > 0 for tcp in self._known.values())
+        self._starting, self.missed = False, 0
+        self._start = time.monotonic() + LATE
+
+    def close(self) -> None:
+        """Look no more."""
+        self._notices.close()
+        self._inquiry.close()
+
+    def look(self, dump: bool = True) -> list[Movement]:
+        """What has moved since the last look; without a dump, on sockets that have ended."""
+        self._movements, self.ends = [], []
+        if dump:
+            self._look_at_all()
+        for notice in self._notices.new():
+            self._ended(notice)
+        self.missed += self._notices.missed()
+        movements, self._movements = self._movements, []
+        return [] if self._starting else movements
+
+    def _look_at_all(self) -> None:
+        """Take in what a dump says of those that are alive."""
+        self._turn += 1
+        self._excess, self._now = 0, time.monotonic()
+        known, turn = self._known.get, self._turn
+        for family in self._families:
+            for block in self._inquiry.dump(family):
+                for number, reading in enumerate(block.readings()):
+                    tcp = known(reading[1])
+                    if tcp is not None and tcp.reading == reading:
+                        tcp.turn = turn
+                    else:
+                        self._changed(tcp, reading, block, number)
+        if self._doubtful:
+            self._look_again()
+        self.missed += self._excess
+        if self._full or self._excess:
+            # Who did nothing after this may have been there when there was no room.
+            self._horizon = time.monotonic() + LATE
+        self._full = self._excess > 0
+        self._forget()
+
+    def _changed(self, tcp: Optional[Tcp], reading: Reading, block: Block, number: int) -> None:
+        """Take in a reading that is not the one before."""
+        state, cookie, queues, progress, unsent, _ = reading
+        unread, _, uid, inode = QUEUES.unpack(queues)
+        received = PAIR.unpack(progress)[1]
+        who = block.id(number)
+        names = who[:NAMES]
+        if tcp is None or tcp.is_over(names, received):
+            if names[2:4] == b"\0\0" or not self._passes(names):
+                return
+            # A socket may be disconnected and connected again; its end before is not known.
+            self.missed += tcp is not None
+            if tcp is None and len(self._known) >= self._most:
+                self._excess += 1
+                return
+            unsure = self._full and tcp is None
+            tcp = self._known[cookie] = Tcp(block.family(number), names)
+            if not self._starting:
+                tcp.began = self._now - max(block.ages(number)) / 1000
+            if unsure:
+                # It may have been there when there was no room.
+                self.missed += 1
+                tcp.rx, tcp.tx = received_by(state, unread, received), sent_by(reading, state)
+        tcp.turn = self._turn
+        if tcp.names != names:
+            # IPV6_ADDRFORM makes one of IPv4 of a socket of IPv6.
+            tcp.family, tcp.names, tcp.identity = block.family(number), names, b""
+        if inode and inode != tcp.inode:
+            tcp.inode, tcp.uid, tcp.cgroup, tcp.owner = inode, uid, block.cgroup(number), None
+            self.unowned.append(tcp)
+        # The state and what is unread are read before the socket is locked and all else is
+        # (inet_sk_diag_fill(), net/ipv4/inet_diag.c); what came or went meanwhile is in the latter.
+        if (received != tcp.received and min(block.ages(number)[1:]) < AT_REST) or (
+            unsent and state not in WE_DONE
+        ):
+            self._doubtful.append((tcp, reading, who))
+        else:
+            self._settle(tcp, reading, state, unread, received)
+
+    def _settle(self, tcp: Tcp, reading: Reading, state: int, unread: int, received: int) -> None:
+        """Count what a reading says; it may have to be less than what it said before."""
+        tcp.reading, tcp.received = reading, received
+        self._credit(tcp, received_by(state, unread, received), sent_by(reading, state))
+
+    def _credit(self, tcp: Tcp, rx: int, tx: int) -> None:
+        """Report what is more than has been reported."""
+        rx, tx = max(0, rx - tcp.rx), max(0, tx - tcp.tx)
+        if rx or tx:
+            tcp.rx += rx
+            tcp.tx += tx
+            self._movements.append(Movement(tcp, rx, tx))
+
+    def _look_again(self) -> None:
+        """Have a second look at sockets that may have moved during the first.
+
+        What was received by the first less what is unread in the second has certainly been read.
+        """
+        found: dict[int, Reading] = {}
+        asked = [(tcp.family, who) for tcp, _, who in self._doubtful]
+        for block in self._inquiry.again(asked):
+            for reading in block.readings():
+                found[reading[1]] = reading
+        for tcp, first, _ in self._doubtful:
+            second = found.get(first[1])
+            if second:
+                received = PAIR.unpack(first[3])[1]
+                self._settle(tcp, first, second[0], QUEUES.unpack(second[2])[0], received)
+                if second == first:
+                    continue
+            else:
+                # Its end will be told.
+                unread = QUEUES.unpack(first[2])[0]
+                self._credit(
+                    tcp, received_by(first[0], unread, tcp.received), sent_by(first, first[0]) - 1
+                )
+            tcp.reading = None  # the next one is taken in, whatever it is
+        self._doubtful = []
+
+    def _ended(self, notice: Notice) -> None:
+        """Count what the last reading of a socket says; its state and inode are gone by then."""
+        layout = self._parser.layout(notice.data)
+        if not layout:
+            return
+        reading = layout.reading.unpack(notice.data)
+        _, cookie, queues, progress, unsent, _ = reading
+        names = notice.data[ID:NAMES_END]
+        tcp = self._known.pop(cookie, None)
+        if self._starting:
+            return
+        if names[2:4] == b"\0\0":
+            # Never connected; or undone by its owner, which leaves no counters (tcp_disconnect()).
+            self.missed += tcp is not None
+            return
+        acknowledged, received = PAIR.unpack(progress)
+        if tcp and tcp.is_over(names, received):
+            self.missed += 1
+            tcp = None
+        if not tcp:
+            ages = AGES.unpack_from(notice.data, layout.info)
+            active = notice.time - min(ages) / 1000
+            if not self._passes(names) or active < self._start:
+                return
+            if active < self._horizon:
+                self.missed += 1
+                return
+            tcp = Tcp(notice.data[FAMILY], names)
+            tcp.began = notice.time - max(ages) / 1000
+        unread = QUEUES.unpack(queues)[0]
+        # If nothing is unread, the last byte may be the peer's FIN; if something is not sent, ours.
+        rx = received - unread - (not unread)
+        self._credit(tcp, rx, sent_by(reading, FIN_WAIT1 if unsent else ESTABLISHED))
+        self.ends.append(End(tcp, notice.time, received, acknowledged))
+
+    def _forget(self) -> None:
+        """Forget sockets that are not there any more and whose end nobody tells."""
+        now, turn, before = time.monotonic(), self._turn, self._gone
+        gone = [cookie for cookie, tcp in self._known.items() if tcp.turn != turn]
+        self._gone = {cookie: before.get(cookie, now) for cookie in gone}
+        limit = now - (KEPT_SHORT if self._full else KEPT_GONE)
+        for cookie, since in list(self._gone.items()):
+            if since < limit:
+                del self._known[cookie], self._gone[cookie]
+                self._horizon = max(self._horizon, since)

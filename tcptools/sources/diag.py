@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What processes move over sessions, as the kernel tells anyone who asks: nothing is attached."""
+
+import struct
+from typing import Optional
+
+from tcptools.kernel import Scope
+from tcptools.options import Tcptop
+from tcptools.polled import Polled
+from tcptools.session import IDENTITY, Session
+
+# struct identity of bpf/common.h, in which ports and addresses are as in inet_diag_sockid.
+PACKED = struct.Struct("!B3xI36s16sIQ")
+assert PACKED.size == IDENTITY.size
+
+
+class Diag(Polled):
+    """What processes move over sessions, from sock_diag(7)."""
+
+    def __init__(self, options: Tcptop, scope: Scope) -> None:
+        super().__init__(options, scope, options.max_sessions)
+
+    def drain(self) -> tuple[list[Session], int]:
+        """The sessions since the last call, and how many events were missed in that time."""
+        sums: dict[bytes, tuple[int, int]] = {}
+        for tcp, rx, tx in self.look()[0]:
+            pid, task = self.task(tcp)
+            if not task.passes:
+                continue
+            identity = tcp.identity
+            if not identity or tcp.task != (pid, task.name):
+                # The unit of a known process is looked up by its PID.
+                ids = tcp.uid, 0 if pid else tcp.cgroup
+                identity = PACKED.pack(tcp.family, pid, tcp.names, task.name, *ids)
+                tcp.identity, tcp.task = identity, (pid, task.name)
+            before = sums.get(identity, (0, 0))
+            sums[identity] = (before[0] + rx, before[1] + tx)
+        return [(rx, tx, identity) for identity, (rx, tx) in sums.items()], self.missed()
+
+    def cgroup_path(self, _: int) -> Optional[str]:
+        """Nothing is known of cgroups that are gone."""
+        return None

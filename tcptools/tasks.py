@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What /proc says of processes: their names, and whether filters let them through."""
+
+import ctypes
+import os
+import time
+from contextlib import suppress
+from typing import NamedTuple, Optional
+
+from tcptools import kernel, syscalls
+from tcptools.kernel import Scope
+from tcptools.options import Common
+
+# Who is not known, as a process and in its name.
+NOBODY, NO_NAME = 0, b"-"
+# Seconds for which what is known of a process holds.
+FRESH = 0.9
+
+
+class Task(NamedTuple):
+    """A process' name, at most 16 bytes as it has chosen them, and whether filters pass it."""
+
+    name: bytes
+    passes: bool
+
+
+class Tasks:
+    """What is known of processes, for a while."""
+
+    def __init__(self, options: Common, scope: Scope) -> None:
+        self._pids, self._scope = options.pids, scope
+        self._mounts = kernel.cgroup_mounts() if scope.cgroup or "cgroupmap" in scope.maps else []
+        self._tasks: dict[int, Task] = {}
+        self._last: dict[int, Task] = {}
+        self._cgroups: dict[str, list[int]] = {}
+        self._below: set[int] = set()
+        self._until = 0.0
+
+    def refresh(self) -> None:
+        """Ask anew of everyone, if what is known is old."""
+        now = time.monotonic()
+        if now >= self._until:
+            self._until = now + FRESH
+            self._last, self._tasks = self._tasks, {}
+            self._cgroups, self._below = {}, set()
+
+    def task(self, pid: int, cgroup: int) -> Task:
+        """A process; of nobody, the id of the cgroup of its socket (0 for none) may be known."""
+        if not pid:
+            return Task(NO_NAME, self._nobody_passes(cgroup))
+        found = self._tasks.get(pid)
+        if not found:
+            name = name_of(pid)
+            # Of one that has ended there is what was known last.
+            found = Task(name, self._passes(pid)) if name else self._last.get(pid)
+            found = self._tasks[pid] = found or Task(NO_NAME, False)
+        return found
+
+    def _nobody_passes(self, cgroup: int) -> bool:
+        maps = self._scope.maps
+        if self._pids or "mntnsmap" in maps:
+            return False
+        if self._scope.cgroup and not (cgroup and self._inside(cgroup)):
+            return False
+        return "cgroupmap" not in maps or bool(cgroup and in_map(maps["cgroupmap"].fd, cgroup, 8))
+
+    def _passes(self, pid: int) -> bool:
+        scope = self._scope
+        if self._pids and pid not in self._pids:
+            return False
+        if scope.cgroup or "cgroupmap" in scope.maps:
+            ids = self._cgroup(pid)
+            if scope.cgroup and scope.cgroup[0] not in ids:
+                return False
+            pinned = scope.maps.get("cgroupmap")
+            if pinned and not (ids and in_map(pinned.fd, ids[-1], 8)):
+                return False
+        if pinned := scope.maps.get("mntnsmap"):
+            with suppress(OSError):
+                return in_map(pinned.fd, os.stat(f"/proc/{pid}/ns/mnt").st_ino, 4)
+            return False
+        return True
+
+    def _cgroup(self, pid: int) -> list[int]:
+        """The ids of a process' cgroup v2 and those above it, itself last; none if unknown."""
+        with (
+            suppress(OSError),
+            open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file,
+        ):
+            for line in file:
+                if line.startswith("0::"):
+                    path = line[3:].rstrip("\n")
+                    if path not in self._cgroups:
+                        self._cgroups[path] = self._ids(path)
+                    return self._cgroups[path]
+        return []
+
+    def _ids(self, path: str) -> list[int]:
+        for root, directory in self._mounts:
+            inside = os.path.relpath(path, root)
+            if inside.split("/")[0] == "..":
+                continue
+            places = [directory]
+            for part in inside.split("/") if inside != "." else []:
+                places.append(os.path.join(places[-1], part))
+            with suppress(OSError):
+                return [os.stat(place).st_ino for place in places]
+        return []
+
+    def _inside(self, cgroup: int) -> bool:
+        """Whether the cgroup of this id is the wanted one or below it."""
+        if not self._below:
+            wanted = {self._scope.cgroup[0]} if self._scope.cgroup else set()
+            inside = {""}
+            for mount in self._mounts:
+                for place, _, _ in os.walk(mount.directory):
+                    with suppress(OSError):
+                        inode = os.stat(place).st_ino
+                        if inode in wanted or os.path.dirname(place) in inside:
+                            inside.add(place)
+                            self._below.add(inode)
+            self._below |= wanted
+        return cgroup in self._below
+
+
+def in_map(fd: int, number: int, value_size: int) -> bool:
+    """Whether a pinned map has a key, see kernel.pinned_map()."""
+    key, value = ctypes.c_uint64(number), ctypes.create_string_buffer(value_size)
+    lookup = syscalls.libbpf().bpf_map_lookup_elem
+    return bool(lookup(fd, ctypes.byref(key), value) == 0)
+
+
+def name_of(pid: int) -> Optional[bytes]:
+    """The name of a process' main thread; None if it has ended."""
+    with suppress(OSError), open(f"/proc/{pid}/comm", "rb", buffering=0) as file:
+        return (file.read(64) or b"")[:-1][:16]
+    return None

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Socket diagnosis: filters, privileges and network namespaces."""
+
+import contextlib
+import itertools
+import os
+import random
+import signal
+import socket
+import struct
+
+import pytest
+from diagnosed import ECHO, PATIENCE, Ledger, Watch, as_nobody, child, ended, tell
+
+from tcptools import Failure
+from tcptools.sockdiag import BC_D_EQ, BC_JMP, BC_S_EQ, Inquiry, port_filter
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
+
+
+@pytest.fixture
+def ledger():
+    return Ledger()
+
+
+def passes(program, lport, rport):
+    """What inet_diag_bc_run() says of a session, as inet_diag_bc_audit() lets it run."""
+    audited = at = 0
+    places = []
+    while audited < len(program):
+        places.append(audited)
+        code, yes, no = struct.unpack_from("=BBH", program, audited)
+        size = 4 if code == BC_JMP else 8
+        left = len(program) - audited
+        assert size <= yes <= left + 4 and size <= no <= left + 4 and not (yes | no) & 3
+        assert yes == size, "so that all places are reached"
+        audited += yes
+    while at < len(program):
+        assert at in places
+        code, yes, no = struct.unpack_from("=BBH", program, at)
+        if code == BC_JMP:
+            at += no
+            continue
+        port = struct.unpack_from("=BBH", program, at + 4)[2]
+        at += yes if port == {BC_S_EQ: lport, BC_D_EQ: rport}[code] else no
+    return at == len(program)
+
+
+@pytest.mark.parametrize("lports", [(), (22,), (22, 80), (1, 2, 3, 65535)])
+@pytest.mark.parametrize("rports", [(), (443,), (443, 22), (5, 6, 7, 8, 9)])
+def test_the_program_for_ports(lports, rports):
+    program = port_filter(lports, rports)
+    some = {1, 22, 4, 65535, 443, 9, 80, *lports, *rports}
+    for lport, rport in itertools.product(some, some):
+        wanted = (not lports or lport in lports) and (not rports or rport in rports)
+        assert passes(program, lport, rport) == wanted
+
+
+@pytest.mark.parametrize("extra", [0, 30, 4000, 20000])
+def test_ports(ledger, extra):
+    """In the kernel, also where a list is as long as this; or here, where it is too long for it."""
+    pairs = [ledger.pair() for _ in range(3)]
+    (_, other), (one, _), _ = pairs
+    others = random.sample(range(1, 1024), 900) + list(range(65536 - extra, 65536))
+    taken = {port for ports in ledger.truth for port in ports}
+    more = [str(port) for port in others if port not in taken][:extra]
+    lports = ",".join([str(other.getsockname()[1]), str(one.getsockname()[1]), *more])
+    watch = Watch(ledger, "-L", lports, "-D", str(other.getpeername()[1]))
+    for pair in pairs:
+        ledger.move(*pair, 100)
+    assert watch.drain() == {ledger.keys[other]: (100, 0)}
+    for pair in pairs:
+        ledger.move(*pair, 10)
+        for end in pair:
+            end.close()
+    watch.until(lambda: ended(watch, ledger.keys[other]))
+    watch.drain()
+    assert set(watch.sums) == {ledger.keys[other]}
+
+
+def test_ports_are_looked_at_in_the_kernel(ledger):
+    pairs = [ledger.pair() for _ in range(3)]
+    lport = pairs[1][1].getsockname()[1]
+    shown = []
+    for block in Inquiry(port_filter([lport, 1], [])).dump(socket.AF_INET):
+        shown += [block.id(number)[:4] for number, _ in enumerate(block.readings())]
+    assert shown == [struct.pack("!HH", lport, pairs[1][1].getpeername()[1])]
+
+
+@pytest.mark.parametrize("option, family", [("-4", socket.AF_INET), ("-6", socket.AF_INET6)])
+def test_families(ledger, option, family):
+    watch = Watch(ledger, option)
+    ends = {each: ledger.pair(each) for each in (socket.AF_INET, socket.AF_INET6)}
+    for pair in ends.values():
+        ledger.move(*pair, 5)
+    assert set(watch.drain()) == {ledger.keys[end] for end in ends[family]}
+    for pair in ends.values():
+        for end in pair:
+            end.close()
+    assert all(ports in {ledger.keys[end] for end in ends[family]} for ports in watch.sums)
+
+
+def test_a_mapped_address_is_one_of_ipv6(ledger):
+    with socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
+        watch = Watch(ledger, "-6")
+        one = socket.create_connection(("127.0.0.1", server.getsockname()[1]))
+        other = server.accept()[0]
+    for end in (one, other):
+        ledger.keys[end] = (end.getsockname()[1], end.getpeername()[1])
+    ledger.move(one, other, 5)
+    assert watch.drain() == {ledger.keys[other]: (5, 0)}
+
+
+def test_processes(ledger):
+    one, other = ledger.pair()
+    mine, nobodys = Watch(ledger, "-p", f"{os.getpid()},1"), Watch(ledger, "-p", "1")
+    ledger.move(one, other, 5)
+    assert len(mine.drain()) == 2
+    assert nobodys.drain() == {}
+
+
+@needs_root
+def test_a_map_that_is_none():
+    with pytest.raises(Failure, match=r"no pinned BPF map|libbpf is not installed"):
+        Watch(Ledger(), "--cgroupmap", "/nowhere")
+
+
+@needs_root
+@pytest.mark.parametrize("before", [True, False])
+def test_another_network_namespace(ledger, monkeypatch, before):
+    watch = None if before else Watch(ledger)
+    with contextlib.ExitStack() as stack:
+        process = stack.enter_context(child(ECHO, prefix=["unshare", "--net"]))
+        client, server = map(int, process.stdout.readline().split())
+        if watch:
+            tell(process, 1000)  # nobody looks there yet
+            monkeypatch.setattr(watch.source, "_next_search", 0.0)
+            watch.drain()
+        else:
+            watch = Watch(ledger)
+        watch.drain()
+        assert watch.missed >= (0 if before else 2)
+        assert len(watch.source._namespaces) >= 2
+        ledger.truth[client, server], ledger.truth[server, client] = [0, 77], [77, 0]
+        tell(process, 77)
+        watch.drain()
+        assert watch.exact()
+        assert {pid for names in watch.names.values() for pid, _ in names} == {process.pid}
+        process.send_signal(signal.SIGKILL)
+        process.wait(PATIENCE)
+    # A namespace is not kept alive for long by who looks into it.
+    found = len(watch.source._namespaces)
+    monkeypatch.setattr(watch.source, "_next_search", 0.0)
+    watch.until(
+        lambda: setattr(watch.source, "_next_search", 0.0) or len(watch.source._namespaces) < found
+    )
+
+
+def test_without_privileges():
+    """There are sessions of others, without a process; root's are not looked for."""
+    code = """
+server = socket.create_server(("127.0.0.1", 0))
+one = socket.create_connection(server.getsockname())
+other = server.accept()[0]
+print("ready", flush=True)
+print(*one.getsockname()[1:], flush=True)
+while True:
+    one.sendall(bytes(10))
+    other.recv(10, socket.MSG_WAITALL)
+"""
+    with child(code) as process:
+        port = process.stdout.readline().decode().strip()
+        status, records, complaint = as_nobody("--probe", "diag", "--json", "-D", port, "0.3", "3")
+    assert (status, complaint) == (0, "")
+    sessions = [each for each in records if each["type"] == "session"]
+    assert sessions and all(each["rx_bytes"] % 10 == 0 for each in sessions)
+    mine = {(0, "-")} if os.geteuid() == 0 else {(process.pid, "python3")}
+    assert {(each["pid"], each["comm"]) for each in sessions} == mine
+    assert all(each["missed"] == 0 for each in records if each["type"] == "interval")

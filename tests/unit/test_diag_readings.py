@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Socket diagnosis: what one reading of a socket says, also if that moved meanwhile."""
+
+import socket
+
+import pytest
+from diagnosed import Ledger, Watch
+
+from tcptools import sockets
+from tcptools.sockdiag import ESTABLISHED, FIN_WAIT1, FIN_WAIT2, PAIR, QUEUES, Block
+
+pytestmark = pytest.mark.usefixtures("alone")
+
+
+@pytest.fixture
+def ledger():
+    return Ledger()
+
+
+SYN = FIN = 1
+
+
+def reading(state, acknowledged, unacknowledged, unsent, sent, again):
+    queues = QUEUES.pack(0, unacknowledged, 0, 0)
+    return state, 0, queues, PAIR.pack(acknowledged, 0), unsent, PAIR.pack(sent, again)
+
+
+@pytest.mark.parametrize(
+    "state, truth, said",
+    [
+        # All is acknowledged, by the one who connected, or accepted.
+        (ESTABLISHED, 100, (100 + SYN, 0, 0, 100, 0)),
+        (ESTABLISHED, 100, (100, 0, 0, 100, 0)),
+        # Some of it is under way or waits, some was sent twice.
+        (ESTABLISHED, 100, (20 + SYN, 80, 30, 75, 5)),
+        (FIN_WAIT1, 100, (20, 80 + FIN, 30 + FIN, 70, 0)),
+        (FIN_WAIT1, 100, (20 + SYN, 80 + FIN, 0, 100, 0)),
+        (FIN_WAIT2, 100, (100 + SYN + FIN, 0, 0, 100, 0)),
+        # Dropped on this host, it was counted when it was sent again, but not as that. Who
+        # accepted is taken for one who connected.
+        (ESTABLISHED, 100, (20 + SYN, 80, 0, 100 + 80, 0)),
+        (ESTABLISHED, 99, (20, 80, 0, 100 + 80, 0)),
+        (FIN_WAIT1, 100, (20 + SYN, 80 + FIN, 0, 100 + 80, 0)),
+        (FIN_WAIT2, 100, (100 + SYN + FIN, 0, 0, 100 + 80, 0)),
+    ],
+)
+def test_what_has_been_sent(state, truth, said):
+    assert sockets.sent_by(reading(state, *said), state) == truth
+
+
+class Torn(Block):
+    """What a dump says where all was read before the bytes and the end came that it counts."""
+
+    def readings(self):
+        for _, cookie, queues, *rest in super().readings():
+            _, *others = QUEUES.unpack(queues)
+            yield ESTABLISHED, cookie, QUEUES.pack(0, *others), *rest
+
+
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize("reads", [0, 300, 1000])
+def test_a_torn_reading_is_not_believed(ledger, monkeypatch, ends, reads):
+    monkeypatch.setattr(sockets, "AT_REST", 1e9)  # this host may be busy
+    watch = Watch(ledger)
+    one, other = ledger.pair()
+    ledger.send(one, 1000)
+    if ends:
+        one.shutdown(socket.SHUT_WR)
+    ledger.read(other, reads)
+    if ends and reads == 1000:
+        ledger.read(other, 1)
+    with monkeypatch.context() as patch:
+        tear(watch, patch)
+        watch.drain()
+        assert watch.exact()
+    # What the torn one said may become true.
+    ledger.read(other, 1000 - reads)
+    watch.until_exact()
+
+
+def test_an_end_that_waits_is_not_believed_to_be_a_byte(ledger, monkeypatch):
+    watch = Watch(ledger)
+    one, other = ledger.pair()
+    ledger.send_what_fits(one)
+    one.shutdown(socket.SHUT_WR)
+    tear(watch, monkeypatch)
+    watch.drain()
+    assert watch.exact()
+    assert other.recv(1)
+
+
+def test_gone_before_a_second_look(ledger, monkeypatch):
+    monkeypatch.setattr(sockets, "AT_REST", 1e9)
+    watch = Watch(ledger)
+    one, other = ledger.pair()
+    ledger.move(one, other, 50)
+    watch.drain()
+    ledger.move(one, other, 100)
+    ledger.send(one, 1000)
+    tear(watch, monkeypatch)
+    for each in watch.source._namespaces.values():
+        monkeypatch.setattr(each._inquiry, "again", lambda asked: iter(()))
+    watch.drain()
+    assert watch.sums[ledger.keys[other]] == [50, 0]
+    monkeypatch.undo()
+    watch.until_exact()
+
+
+def tear(watch, monkeypatch):
+    for each in watch.source._namespaces.values():
+        monkeypatch.setattr(each._inquiry, "dump", torn(each._inquiry.dump))
+
+
+def torn(dump):
+    return lambda family: (Torn(*block) for block in dump(family))
