@@ -22,18 +22,20 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import gc
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Optional
 
-from tcptools import command, report, sources
+from tcptools import command, privileges, report, sources
 from tcptools.command import Command, Wake
 from tcptools.cumulative import Cumulative
 from tcptools.kernel import Scope
 from tcptools.options import Tcptop
+from tcptools.privileges import CAP_DAC_OVERRIDE
+from tcptools.prometheus import Exporter, Series, Textfile
 from tcptools.report import Rows, Sessions, no_unit
 from tcptools.screen import Screen, usable
-from tcptools.session import SORT_ORDERS, ranked
+from tcptools.session import SORT_ORDERS, Session, ranked
 from tcptools.sources import SessionSource
 from tcptools.sums import Sums
 from tcptools.units import Units
@@ -57,7 +59,12 @@ def wanted_rows(options: Tcptop, traffic: SessionSource) -> tuple[Rows, Optional
     """What the rows of an output are, and what their units come from if they have any."""
     units = Units(traffic.cgroup_path) if options.has_units else None
     unit_of = units.of if units else no_unit
-    return Sums(options.by, unit_of) if options.by else Sessions(unit_of, options.units), units
+    return Sums(options.sums, unit_of) if options.sums else Sessions(unit_of, options.units), units
+
+
+def needed(traffic: SessionSource, file: Optional[Textfile]) -> tuple[int, ...]:
+    """The capabilities that outputs need."""
+    return (*traffic.capabilities, *((CAP_DAC_OVERRIDE,) if file and not file.is_own else ()))
 
 
 def alarm(options: Tcptop, kind: Rows, rows: list[Any], seconds: float) -> str:
@@ -90,27 +97,57 @@ def following(due: int, elapsed: float, interval: float) -> int:
     return max(due + 1, int(elapsed / interval) + 1)
 
 
+def collected(
+    traffic: SessionSource, units: Optional[Units], kind: Rows
+) -> tuple[list[Session], list[Any], int]:
+    """The sessions of an interval, their rows, and how many events were missed."""
+    sessions, missed = traffic.drain()
+    if units and units.learn(sessions):
+        kind.forget()
+    return sessions, kind.of(sessions), missed
+
+
+def until(wait: Callable[[float], Wake], seconds: float, exporter: Optional[Exporter]) -> Wake:
+    """Wait; that nobody reads our output any more is an end that counters are to see, too."""
+    try:
+        return wait(seconds)
+    except BrokenPipeError:
+        if not exporter:
+            raise
+        return Wake.ENDED
+
+
+def begin(options: Tcptop, this: Command, kind: Rows) -> Optional[Screen]:
+    """Write what comes before all outputs; the live view, if they are to be in one."""
+    if options.form == "csv":
+        this.say(report.csv_header(kind))
+    elif options.form == "text" and not options.silent:
+        this.say(f"Tracing... Output every {options.interval} secs. Hit Ctrl-C to end\n")
+        if not options.noclear and usable(1):
+            return Screen(this, options.sort, options.rows, kind)
+    return None
+
+
 def run(options: Tcptop, scope: Scope) -> int:
     """Watch, and report every interval, until the count is reached or a signal comes.
 
     The exit status, OVER if a row was over the limit.
     """
+    file = Textfile(options.prometheus) if options.prometheus else None
     traffic = sources.sessions(options, scope)
+    if options.silent:
+        command.close_output()
     this = Command("tcptop")
     kind, units = wanted_rows(options, traffic)
     since = Cumulative(kind, options.max_sessions) if options.cumulative else None
+    privileges.give_up(needed(traffic, file))
+    exporter = Exporter(file, Series(kind, options.series)) if file else None
     command.report_notes(this, traffic.warnings, traffic.notes if options.verbose else [])
     # A few cycles come up in an interval; to look for them among its sessions, which are all
     # gone at its end, takes a sixth of the time of an output.
     gc.freeze()
     gc.set_threshold(100_000)
-    view: Optional[Screen] = None
-    if options.form == "csv":
-        this.say(report.csv_header(kind))
-    elif options.form == "text":
-        this.say(f"Tracing... Output every {options.interval} secs. Hit Ctrl-C to end\n")
-        if not options.noclear and usable(1):
-            view = Screen(this, options.sort, options.rows, kind)
+    view = begin(options, this, kind)
     interval = float(options.interval)
     began = previous = time.monotonic()
     outputs, due, all_missed, over = 0, 0, 0, ""
@@ -120,14 +157,12 @@ def run(options: Tcptop, scope: Scope) -> int:
             outputs += 1
             elapsed = time.monotonic() - began
             due = following(due, elapsed, interval)
-            woken = wait(due * interval - elapsed)
+            woken = until(wait, due * interval - elapsed, exporter)
             if view and woken is Wake.ENDED:
                 break  # the last whole interval stays to be seen
-            sessions, missed = traffic.drain()
+            sessions, rows, missed = collected(traffic, units, kind)
             all_missed += missed
-            if units and units.learn(sessions):
-                kind.forget()
-            rows = kind.of(sessions)
+            this.complain(exporter.add(rows, missed) if exporter else "")
             now = time.monotonic()
             if woken is not Wake.ENDED:  # what is cut short says nothing of a second
                 over = alarm(options, kind, rows, now - previous)
@@ -144,7 +179,7 @@ def run(options: Tcptop, scope: Scope) -> int:
             if view:
                 view.show(report.summary(ended), rows, missed_note(all_missed))
                 continue
-            this.say(text_of(options, kind, rows, ended))
+            this.say("" if options.silent else text_of(options, kind, rows, ended))
             if missed and options.form != "json":
                 this.complain(missed_note(missed))
             if woken is Wake.ENDED:
