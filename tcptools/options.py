@@ -142,10 +142,10 @@ class Tcptop(Common):
         Option(("--json",), "JSON lines instead of tables", const="json"),
         Option(("--csv",), "CSV instead of tables", const="csv"))
     prometheus: Optional[str] = row(OUTPUT, None, Option(
-        ("--prometheus",), "keep counters for Prometheus in FILE, by --by (default: unit,comm), and"
-        " print nothing without -C, --json or --csv", path, metavar="FILE", offer="files"))
+        ("--prometheus",), "keep counters for Prometheus in FILE, by --by (default: unit,comm);"
+        " nothing is printed without -C, --json or --csv", path, metavar="FILE", offer="files"))
     series: int = row(OUTPUT, 500, Option(
-        ("--series",), "at most N series of each counter, and one for the rest (default: 500)",
+        ("--series",), "at most N series of a counter, and one for the rest (default: 500)",
         whole, metavar="N"))
     probe: str = row(TRACING, "auto", Option(
         ("--probe",), "how sessions are watched (default: auto, the first that works)",

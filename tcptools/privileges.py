@@ -14,7 +14,9 @@ What stays is what an output needs, see capability(7):
   net/core/net_namespace.c) and have buffers there that are large enough (SO_RCVBUFFORCE).
 - CAP_DAC_OVERRIDE, to write into a directory of somebody else.
 
-CAP_SYS_NICE does not stay: the lowest real-time priority is allowed by a limit instead.
+- CAP_SYS_NICE, not to be preempted while a map is worked on (syscalls.undisturbed()), only if
+  RLIMIT_RTPRIO cannot be raised, which allows the lowest real-time priority without it
+  (user_check_sched_setscheduler(), kernel/sched/).
 """
 
 import ctypes
@@ -29,7 +31,7 @@ from tcptools import Failure
 from tcptools.syscalls import SYS_BPF
 
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_NET_ADMIN = 1, 2, 12
-CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_BPF = 19, 21, 39
+CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_SYS_NICE, CAP_BPF = 19, 21, 23, 39
 # include/uapi/linux/prctl.h
 PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 23, 24, 38, 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
@@ -66,11 +68,18 @@ def _maps_need_it() -> bool:
     return ctypes.get_errno() == errno.EPERM  # rather than EBADF
 
 
+def _may_be_realtime() -> bool:
+    """Allow this process the lowest real-time priority; whether that could be done."""
+    try:
+        hard = resource.getrlimit(resource.RLIMIT_RTPRIO)[1]
+        resource.setrlimit(resource.RLIMIT_RTPRIO, (max(1, hard), max(1, hard)))
+    except (ValueError, OSError):
+        return False
+    return True
+
+
 def give_up(needed: Iterable[int]) -> None:
     """Keep no more than these capabilities, for good; of those that there are."""
-    with suppress(ValueError, OSError):
-        hard = resource.getrlimit(resource.RLIMIT_RTPRIO)[1]
-        resource.setrlimit(resource.RLIMIT_RTPRIO, (1, max(1, hard)))
     _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     _libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     for number in range(64):
@@ -79,6 +88,8 @@ def give_up(needed: Iterable[int]) -> None:
     have, wanted = permitted(), set(needed)
     if CAP_BPF in wanted:
         wanted.discard(CAP_BPF)
+        if not _may_be_realtime():
+            wanted.add(CAP_SYS_NICE)
         _set(0, have)
         if _maps_need_it():
             wanted.add(CAP_BPF if have >> CAP_BPF & 1 else CAP_SYS_ADMIN)
