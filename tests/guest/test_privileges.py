@@ -97,7 +97,10 @@ def test_from_inside(tmp_path):
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE,
     )  # fmt: skip
     # EPERM, EPERM, EACCES
-    assert (done.stdout.split(), done.stderr) == (["refused", "1", "refused", "1", "refused", "13"], "")
+    assert (done.stdout.split(), done.stderr) == (
+        ["refused", "1", "refused", "1", "refused", "13"],
+        "",
+    )
 
 
 def counters(path):
