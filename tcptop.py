@@ -36,7 +36,6 @@ from tcptools.prometheus import Exporter, Series, Textfile
 from tcptools.report import Rows, Sessions, no_unit
 from tcptools.screen import Screen, usable
 from tcptools.session import SORT_ORDERS, Session, ranked
-from tcptools.sources import SessionSource
 from tcptools.sums import Sums
 from tcptools.units import Units
 
@@ -55,14 +54,36 @@ def text_of(options: Tcptop, kind: Rows, rows: list[Any], now: report.Interval) 
     return "\n" + report.summary(now) + "\n".join([*kind.table(shown), ""])
 
 
-def wanted_rows(options: Tcptop, traffic: SessionSource) -> tuple[Rows, Optional[Units]]:
-    """What the rows of an output are, and what their units come from if they have any."""
-    units = Units(traffic.cgroup_path) if options.has_units else None
-    unit_of = units.of if units else no_unit
-    return Sums(options.sums, unit_of) if options.sums else Sessions(unit_of, options.units), units
+class Listing:
+    """What outputs list, as the command line wants it.
+
+    kind: what the rows are; latest: those of the last interval; shown: the same, or those since
+    the start.
+    """
+
+    def __init__(self, options: Tcptop, path_of: Callable[[int], Optional[str]]) -> None:
+        """`path_of` may know the path of a cgroup that has gone, see Units."""
+        self._units = Units(path_of) if options.has_units else None
+        unit_of = self._units.of if self._units else no_unit
+        self.kind: Rows = (
+            Sums(options.sums, unit_of) if options.sums else Sessions(unit_of, options.units)
+        )
+        self._since = Cumulative(self.kind, options.max_sessions) if options.cumulative else None
+        # Sessions of before are shown again, with their units; sums have them as values.
+        self._again = options.cumulative and not options.sums
+        self.latest: list[Any] = []
+        self.shown: list[Any] = []
+
+    def add(self, sessions: list[Session]) -> None:
+        """Go on with the sessions of an interval that has just ended."""
+        if self._units and self._units.learn([*sessions, *(self.shown if self._again else ())]):
+            self.kind.forget()
+        self.latest = self.shown = self.kind.of(sessions)
+        if self._since:
+            self.shown = self._since.add(sessions, self.latest)
 
 
-def needed(traffic: SessionSource, file: Optional[Textfile]) -> tuple[int, ...]:
+def needed(traffic: sources.Traffic, file: Optional[Textfile]) -> tuple[int, ...]:
     """The capabilities that outputs need."""
     return (*traffic.capabilities, *((CAP_DAC_OVERRIDE,) if file and not file.is_own else ()))
 
@@ -97,16 +118,6 @@ def following(due: int, elapsed: float, interval: float) -> int:
     return max(due + 1, int(elapsed / interval) + 1)
 
 
-def collected(
-    traffic: SessionSource, units: Optional[Units], kind: Rows
-) -> tuple[list[Session], list[Any], int]:
-    """The sessions of an interval, their rows, and how many events were missed."""
-    sessions, missed = traffic.drain()
-    if units and units.learn(sessions):
-        kind.forget()
-    return sessions, kind.of(sessions), missed
-
-
 def until(wait: Callable[[float], Wake], seconds: float, exporter: Optional[Exporter]) -> Wake:
     """Wait; that nobody reads our output any more is an end that counters are to see, too."""
     try:
@@ -138,8 +149,8 @@ def run(options: Tcptop, scope: Scope) -> int:
     if options.silent:
         command.close_output()
     this = Command("tcptop")
-    kind, units = wanted_rows(options, traffic)
-    since = Cumulative(kind, options.max_sessions) if options.cumulative else None
+    listing = Listing(options, traffic.cgroup_path)
+    kind = listing.kind
     privileges.give_up(needed(traffic, file))
     exporter = Exporter(file, Series(kind, options.series)) if file else None
     command.report_notes(this, traffic.warnings, traffic.notes if options.verbose else [])
@@ -160,26 +171,25 @@ def run(options: Tcptop, scope: Scope) -> int:
             woken = until(wait, due * interval - elapsed, exporter)
             if view and woken is Wake.ENDED:
                 break  # the last whole interval stays to be seen
-            sessions, rows, missed = collected(traffic, units, kind)
+            sessions, missed = traffic.drain()
             all_missed += missed
-            this.complain(exporter.add(rows, missed) if exporter else "")
+            listing.add(sessions)
+            this.complain(exporter.add(listing.latest, missed) if exporter else "")
             now = time.monotonic()
             if woken is not Wake.ENDED:  # what is cut short says nothing of a second
-                over = alarm(options, kind, rows, now - previous)
-            if since:
-                rows = since.add(sessions, rows)
+                over = alarm(options, kind, listing.latest, now - previous)
             ended = report.Interval(
                 time=time.time(),
-                length=now - (began if since else previous),
+                length=now - (began if options.cumulative else previous),
                 clock=time.strftime("%H:%M:%S"),
                 loadavg="" if options.nosummary else load_average(),
-                missed=all_missed if since else missed,
+                missed=all_missed if options.cumulative else missed,
             )
             previous = now
             if view:
-                view.show(report.summary(ended), rows, missed_note(all_missed))
+                view.show(report.summary(ended), listing.shown, missed_note(all_missed))
                 continue
-            this.say("" if options.silent else text_of(options, kind, rows, ended))
+            this.say("" if options.silent else text_of(options, kind, listing.shown, ended))
             if missed and options.form != "json":
                 this.complain(missed_note(missed))
             if woken is Wake.ENDED:

@@ -42,14 +42,18 @@ class Refused(Exception):
     """bcc could not do it: an errno, or 0, and what it said."""
 
 
+def _no_bcc(why: str) -> Failure:
+    return Failure(
+        f"bcc is not installed for {sys.executable}{why}; on Debian: apt-get install"
+        " python3-bpfcc, and run this with /usr/bin/python3"
+    )
+
+
 def bcc_version() -> str:
     """The version of the bcc for this interpreter. Raises Failure if there is none."""
     found = importlib.util.find_spec("bcc")
     if not found or not found.origin:
-        raise Failure(
-            f"bcc is not installed for {sys.executable}; on Debian: apt-get install"
-            " python3-bpfcc, and run this with /usr/bin/python3"
-        )
+        raise _no_bcc("")
     path = os.path.join(os.path.dirname(found.origin), "version.py")
     with suppress(OSError), open(path, encoding="utf-8") as file:
         return file.read().partition("=")[2].strip(" '\"\n")
@@ -113,14 +117,18 @@ def _in_a_child(text: str, names: tuple[str, ...], has_btf: bool) -> str:
         child = os.fork()
         if not child:
             try:
-                ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+                libc = ctypes.CDLL(None)
+                libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
                 for fd in (1, 2):  # libbcc and libbpf write there
                     os.dup2(log.fileno(), fd)
                 try:
                     made = _by_bcc(text, names, has_btf)
+                except ImportError as error:
+                    made = {"missing": str(error)}
                 except Exception as error:  # bcc raises nothing narrower
                     number = getattr(error, "errno", None) or ctypes.get_errno()
                     made = {"refused": [number, str(error)]}
+                libc.fflush(None)
                 with open(sender, "w", encoding="ascii") as file:
                     json.dump(made, file)
             finally:
@@ -129,11 +137,14 @@ def _in_a_child(text: str, names: tuple[str, ...], has_btf: bool) -> str:
         with open(receiver, encoding="ascii") as file:
             answer = file.read()
         status = os.waitpid(child, 0)[1]
-        failed = [0, f"the compiler ended with status {status}"]
-        refused = json.loads(answer).get("refused") if answer else failed
-        if refused:
+        failed = {"refused": [0, f"the compiler ended with status {status}"]}
+        found = json.loads(answer) if answer else failed
+        if "missing" in found:
+            raise _no_bcc(f" ({found['missing']})")
+        if "refused" in found:
+            number, said = found["refused"]
             log.seek(0)
-            raise Refused(refused[0], f"{refused[1]}\n{log.read()}".strip())
+            raise Refused(number, f"{said}\n{log.read()}".strip())
     return answer
 
 

@@ -201,8 +201,7 @@ examples:
   tcptop -4 -L 22          IPv4 sessions of the local ssh server
   tcptop -c nginx.service  one service, with its descendants
   tcptop -b unit           one row for each service or container
-  tcptop -b remote -s sent --cumulative
-                           to whom most was sent since the start
+  tcptop -b remote -s sent to whom most is sent
   tcptop --json 1 60       a minute as JSON lines, one a session
 """,
     ),

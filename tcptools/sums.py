@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Optional
 
 from tcptools import session
 from tcptools.report import IP_VERSION, UnitOf, plain
-from tcptools.session import AF_INET, AF_INET6, IDENTITY, KEPT, NO_UID, Session, address, name
+from tcptools.session import AF_INET, IDENTITY, KEPT, NO_UID, Session, address, name
 from tcptools.table import Column, cut, ends, fixed
 
 # What all sessions moved that have the same values: bytes received and sent, the values, in the
@@ -50,7 +50,7 @@ def user(packed: bytes) -> str:
 
 def _unmapped(family: bytes, packed: bytes) -> tuple[int, bytes]:
     """An address as what it is: its family, and 16 bytes of which IPv4 uses the first 4."""
-    if family[0] == AF_INET6 and packed[:12] == MAPPED:
+    if packed[:12] == MAPPED:
         return AF_INET, packed[12:]
     return family[0], packed
 
@@ -155,7 +155,9 @@ class Sums:
         self._names = tuple(map(str.lower, columns))
         self.columns = (*columns.values(), *_MOVED)
         self.csv_heads = (*columns, "SESSIONS", "RX_BYTES", "TX_BYTES")
-        self._line = fixed(self.columns)
+        self._beginning = fixed(self.columns[: -len(_MOVED)])
+        # What stays the same of a row's line, by its values.
+        self._beginnings: dict[tuple[Any, ...], str] = {}
         self._groups = _Groups(by, unit_of)
 
     def forget(self) -> None:
@@ -190,14 +192,26 @@ class Sums:
     def table(self, rows: Sequence[Sum]) -> list[str]:
         """The lines of the one table."""
         heading = fixed(self.columns, cuts=False) % tuple(c.heading for c in self.columns)
-        lines = [self._line % tuple(self.cells(row)) for row in rows]
+        begin, known = self._beginning, self._beginnings
+        if len(known) > KEPT:
+            known.clear()  # most are of rows that are gone
+        n, rx, tx = (column.fixed for column in _MOVED)
+        lines = []
+        for received, sent, values, count in rows:
+            start = known.get(values)
+            if start is None:
+                start = known[values] = begin % tuple(self._texts(values))
+            kb = f"{str(received >> 10).rjust(rx)} {str(sent >> 10).rjust(tx)}"
+            lines.append(f"{start} {str(count).rjust(n)} {kb}")
         return [heading, *lines] if rows else []
+
+    def _texts(self, values: tuple[Any, ...]) -> list[str]:
+        return [plain(value) if isinstance(value, str) else str(value) for value in values]
 
     def cells(self, row: Sum) -> list[str]:
         """The cells of a row."""
         received, sent, values, count = row
-        texts = [plain(value) if isinstance(value, str) else str(value) for value in values]
-        return [*texts, str(count), str(received >> 10), str(sent >> 10)]
+        return [*self._texts(values), str(count), str(received >> 10), str(sent >> 10)]
 
     def members(self, row: Sum) -> dict[str, Any]:
         """The values by their names, sessions and bytes."""

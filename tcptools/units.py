@@ -7,6 +7,7 @@ as he likes, so a unit may hold any characters, as a process' name may.
 """
 
 import ctypes
+import errno
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -136,13 +137,14 @@ class Hierarchy:
     def path(self, cgroup: int) -> Optional[str]:
         """The path of a cgroup by its id, None if it has gone.
 
-        Raises PermissionError if we have no CAP_DAC_READ_SEARCH.
+        Raises OSError if that cannot be told, as without CAP_DAC_READ_SEARCH.
         """
         handle = _Handle(8, FILEID_KERNFS, cgroup)
         fd = self._open(self._fd, ctypes.byref(handle), os.O_PATH | os.O_CLOEXEC)
         if fd < 0:
-            if ctypes.get_errno() == 1:  # EPERM
-                raise PermissionError
+            number = ctypes.get_errno()
+            if number != errno.ESTALE:
+                raise OSError(number, os.strerror(number))
             return None
         try:
             found = os.readlink(f"/proc/self/fd/{fd}".encode()).decode("utf-8", "replace")
@@ -246,7 +248,7 @@ class Units:
             number = int.from_bytes(cgroup, "big")
             try:
                 path = tree.path(number)
-            except PermissionError:
+            except OSError:
                 walked = tree.walk() if walked is None else walked
                 path = walked.get(number)
             self._note(cgroup, path or self._path_of(number) or "")

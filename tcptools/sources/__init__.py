@@ -11,6 +11,7 @@ from tcptools.options import Common, Tcplife, Tcptop
 from tcptools.session import Life, Session
 
 Item = TypeVar("Item")
+Opened = TypeVar("Opened", bound="Source[Any]")
 
 
 class Source(Protocol, Generic[Item]):
@@ -29,23 +30,20 @@ class Source(Protocol, Generic[Item]):
         ...
 
 
-class SessionSource(Source[Session], Protocol):
-    """Sessions that run, and what is known of their cgroups."""
+class Traffic(Source[Session], Protocol):
+    """What processes move over sessions."""
 
     def cgroup_path(self, cgroup: int) -> Optional[str]:
-        """The path of a cgroup v2 by its id, be it gone, if it is known."""
+        """The path of a cgroup v2 by its id, be it gone, if this has seen it made; else None."""
         ...
-
-
-Some = TypeVar("Some", bound=Source[Any])
 
 
 def opened(
     asked: str,
-    traced: Callable[[], Some],
-    diagnosed: Callable[[], Some],
+    traced: Callable[[], Opened],
+    diagnosed: Callable[[], Opened],
     less: str,
-) -> Some:
+) -> Opened:
     """The first source that works here, of those that --probe allows.
 
     less: what the second one does not know. Raises Failure if there is none.
@@ -69,15 +67,15 @@ def opened(
     return source
 
 
-def sessions(options: Tcptop, scope: Scope) -> SessionSource:
+def sessions(options: Tcptop, scope: Scope) -> Traffic:
     """What processes move over sessions."""
 
-    def traced() -> SessionSource:
-        from tcptools.sources.traffic import Traffic
+    def traced() -> Traffic:
+        from tcptools.sources import traffic
 
-        return Traffic(options, scope)
+        return traffic.Traffic(options, scope)
 
-    def diagnosed() -> SessionSource:
+    def diagnosed() -> Traffic:
         from tcptools.sources.diag import Diag
 
         return Diag(options, scope)

@@ -7,9 +7,10 @@ from typing import Optional
 from tcptools.kernel import Scope
 from tcptools.options import Tcptop
 from tcptools.polled import Polled
-from tcptools.session import IDENTITY, Session
+from tcptools.session import IDENTITY, NO_UID, Session
 
-# struct identity of bpf/common.h, in which ports and addresses are as in inet_diag_sockid.
+# struct identity of bpf/common.h, with the user and the cgroup that made the socket; its ports and
+# addresses are as in inet_diag_sockid.
 PACKED = struct.Struct("!B3xI36s16sIQ")
 assert PACKED.size == IDENTITY.size
 
@@ -29,14 +30,13 @@ class Diag(Polled):
                 continue
             identity = tcp.identity
             if not identity or tcp.task != (pid, task.name):
-                # The unit of a known process is looked up by its PID.
-                ids = tcp.uid, 0 if pid else tcp.cgroup
-                identity = PACKED.pack(tcp.family, pid, tcp.names, task.name, *ids)
+                uid = tcp.uid if tcp.inode else NO_UID
+                identity = PACKED.pack(tcp.family, pid, tcp.names, task.name, uid, tcp.cgroup)
                 tcp.identity, tcp.task = identity, (pid, task.name)
             before = sums.get(identity, (0, 0))
             sums[identity] = (before[0] + rx, before[1] + tx)
         return [(rx, tx, identity) for identity, (rx, tx) in sums.items()], self.missed()
 
     def cgroup_path(self, _: int) -> Optional[str]:
-        """Nothing is known of cgroups that are gone."""
+        """None: no notice tells of cgroups."""
         return None

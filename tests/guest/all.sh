@@ -16,6 +16,7 @@ exact || status=$?
 pytest tests/guest/test_command.py || status=$?
 pytest tests/guest/test_privileges.py || status=$?
 pytest tests/guest/test_corners.py || status=$?
+pytest tests/guest/test_units.py || status=$?
 
 # A kernel that may preempt a probe skips others meanwhile. Linux 5.12 and later can switch.
 preempt=/sys/kernel/debug/sched/preempt

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Programs that were compiled: the maps they name, and keeping them for the next start."""
 
+import ctypes
 import os
 import signal
 import stat
@@ -144,8 +145,9 @@ def test_no_bcc_for_this_interpreter(monkeypatch):
 
 def test_a_compiler_that_crashes_is_told(monkeypatch):
     monkeypatch.setattr(compiler, "_by_bcc", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(compiler.Refused, match="ended with status"):
+    with pytest.raises(compiler.Refused) as told:
         compiler._in_a_child("", (), True)
+    assert "ended with status" in told.value.args[1]
 
 
 def test_what_the_compiler_says_is_told(monkeypatch):
@@ -158,3 +160,25 @@ def test_what_the_compiler_says_is_told(monkeypatch):
         compiler._in_a_child("", (), True)
     assert told.value.args[0] == 7
     assert "expected ';'" in told.value.args[1]
+
+
+def test_what_the_c_library_holds_back_is_told(monkeypatch):
+    """libbcc writes through it, and no compiler's child exits as others do."""
+
+    def complain(*_):
+        ctypes.CDLL(None).puts(b"Unable to find kernel headers.")
+        raise OSError(7, "no")
+
+    monkeypatch.setattr(compiler, "_by_bcc", complain)
+    with pytest.raises(compiler.Refused) as told:
+        compiler._in_a_child("", (), True)
+    assert "kernel headers" in told.value.args[1]
+
+
+def test_a_bcc_that_cannot_be_imported(monkeypatch):
+    def fail(*_):
+        raise ImportError("no libbcc.so.0")
+
+    monkeypatch.setattr(compiler, "_by_bcc", fail)
+    with pytest.raises(Failure, match=r"bcc is not installed .*no libbcc.so.0"):
+        compiler._in_a_child("", (), True)

@@ -5,6 +5,7 @@ import contextlib
 import csv
 import json
 import os
+import pwd
 import re
 import signal
 import socket
@@ -78,6 +79,34 @@ def test_csv():
     assert (result.returncode, result.stderr) == (0, "")
     rows = [*csv.DictReader(result.stdout.splitlines())]
     assert {(int(row["LPORT"]), int(row["RPORT"])) for row in rows} == set(ledger.truth)
+
+
+def test_sums():
+    with traffic() as (ledger, _):
+        sums = ("-b", "user,lport,unit", "--cumulative", "-p", str(os.getpid()))
+        result = run("--probe", "diag", "--json", *sums, ".3", "4")
+    assert (result.returncode, result.stderr) == (0, "")
+    records = [*map(json.loads, result.stdout.splitlines())]
+    ends = [n for n, each in enumerate(records) if each["type"] == "interval"]
+    before, last = records[: ends[0]], records[ends[-2] + 1 : -1]
+    assert {each["user"] for each in last} == {pwd.getpwuid(os.getuid()).pw_name}
+    assert {each["lport"]: each["sessions"] for each in last} == {
+        port: 1 for port, _ in ledger.truth
+    }
+    assert len({each["unit"] for each in last}) == 1, "all are this process'"
+    assert records[-1]["interval"] > 1 and records[-1]["sessions"] == len(last)
+    for one in before:
+        [now] = [each for each in last if each["lport"] == one["lport"]]
+        assert now["rx_bytes"] + now["tx_bytes"] > one["rx_bytes"] + one["tx_bytes"]
+
+
+def test_an_alarm():
+    with traffic():
+        arguments = ("--exit-over", "1", "-p", str(os.getpid()), "-b", "comm")
+        result = run("--probe", "diag", "-C", *arguments, ".3")
+    assert result.returncode == 3
+    assert re.fullmatch(r'tcptop: more than 1 bytes a second: {"comm":".*}\n', result.stderr)
+    assert result.stdout.splitlines()[-2].split() == ["COMM", "SESSIONS", "RX_KB", "TX_KB"]
 
 
 def test_a_signal_ends_it():

@@ -1,13 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Socket diagnosis: what one reading of a socket says, also if that moved meanwhile."""
 
+import itertools
 import socket
+import struct
 
 import pytest
 from diagnosed import Ledger, Watch
 
 from tcptools import sockets
-from tcptools.sockdiag import ESTABLISHED, FIN_WAIT1, FIN_WAIT2, PAIR, QUEUES, Block
+from tcptools.sockdiag import (
+    ESTABLISHED,
+    FIN_WAIT1,
+    FIN_WAIT2,
+    INET_DIAG_CGROUP_ID,
+    INET_DIAG_INFO,
+    INFO_SIZE,
+    PAIR,
+    QUEUES,
+    Block,
+    Parser,
+)
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -113,3 +126,62 @@ def tear(watch, monkeypatch):
 
 def torn(dump):
     return lambda family: (Torn(*block) for block in dump(family))
+
+
+def attribute(kind, data):
+    return struct.pack("=HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
+
+
+def message(cookie, *after, info=INFO_SIZE, cgroup=None):
+    """A struct inet_diag_msg of a socket whose numbers are all made of its cookie."""
+    names = struct.pack("!HH16s16s", cookie, cookie + 1, b"local", b"remote")
+    body = struct.pack("=BBxx36sIQI", socket.AF_INET, ESTABLISHED, names, 0, cookie, 0)
+    body += QUEUES.pack(cookie, cookie + 1, 0, 77) + attribute(8, b"\0")  # INET_DIAG_SHUTDOWN
+    if cgroup:
+        body += attribute(INET_DIAG_CGROUP_ID, struct.pack("=Q", cgroup))
+    if info:
+        numbers = struct.pack("=44xI4xII60xQQ8xI52xQQ", 5, 6, 7, *(cookie + i for i in range(5)))
+        body += attribute(INET_DIAG_INFO, numbers + bytes(info - len(numbers)))
+    body += b"".join(after)
+    return struct.pack("=IHHII", 16 + len(body), 20, 2, 0, 0) + body
+
+
+DONE = struct.pack("=IHHIIi", 20, 3, 2, 0, 0, 0)
+ULP = attribute(15, b"tls")  # INET_DIAG_ULP_INFO
+
+
+@pytest.mark.parametrize(
+    "some", [*itertools.product(["plain", "longer", "mini", "group"], repeat=4)]
+)
+def test_messages_of_any_lengths_in_a_row(some):
+    kinds = {
+        "plain": {},
+        "longer": {"info": INFO_SIZE + 24},
+        "mini": {"info": 0},
+        "group": {"cgroup": 1 << 40},
+    }
+    data, wanted = b"", []
+    for number, kind in enumerate(some, 1):
+        data += message(number, *[ULP] * (number == 3), **kinds[kind])
+        if kind != "mini":
+            wanted.append((number, kind))
+    parser, found = Parser(), []
+    for block in parser.blocks(memoryview(bytearray(data + DONE))):
+        for place, reading in enumerate(block.readings()):
+            cookie = reading[1]
+            kind = "group" if block.cgroup(place) == 1 << 40 else some[cookie - 1]
+            found.append((cookie, kind))
+            queues, progress = QUEUES.pack(cookie, cookie + 1, 0, 77), PAIR.pack(cookie, cookie + 1)
+            rest = (queues, progress, cookie + 2, PAIR.pack(cookie + 3, cookie + 4))
+            assert reading == (ESTABLISHED, cookie, *rest)
+            assert block.family(place) == socket.AF_INET
+            assert struct.unpack_from("!HH", block.id(place)) == (cookie, cookie + 1)
+            assert block.ages(place) == (5, 6, 7)
+    assert found == wanted
+    assert parser.done
+
+
+def test_an_error_of_the_kernel():
+    error = struct.pack("=IHHIIi", 36, 2, 0, 0, 0, -2) + bytes(16)
+    with pytest.raises(FileNotFoundError, match="socket diagnosis: No such file"):
+        list(Parser().blocks(memoryview(bytearray(error))))

@@ -15,11 +15,13 @@ from made import session
 from test_report import NOW, QUIET, SIX, SSH
 
 from tcptools.cumulative import Cumulative
+from tcptools.options import Tcptop, parse
 from tcptools.report import PLAIN, Sessions, csv_header, csv_lines, json_lines, plain
 from tcptools.session import NO_UID, identify, ranked
 from tcptools.sums import FIELDS, OTHER, Sums, user
 from tcptools.table import lay_out
 from tcptools.view import State, frame
+from tcptop import Listing
 
 BUSY = session(5 << 20, 3 << 20, 182, b"sshd", "10.0.0.1", "192.0.2.9", (22, 4000), uid=0, cgroup=7)
 ALSO = session(1 << 20, 0, 182, b"sshd", "10.0.0.1", "192.0.2.9", (22, 4001), uid=0, cgroup=8)
@@ -150,6 +152,7 @@ def test_an_interval_has_nothing_of_those_before(by, monkeypatch):
     kind = Sums([by], unit_of)
     for some in (SOME, [SSH], [], SOME[::-1], SOME[:2]):
         assert sorted(kind.of(some)) == sorted(Sums([by], unit_of).of(some))
+        assert len(kind._groups) <= 2 and len(kind._groups.by_values) <= 2
 
 
 def test_users(monkeypatch):
@@ -260,6 +263,21 @@ def test_rows_since_the_start():
     assert add(third, second) == [(102, 4, ("a",), 2), (20, 40, ("b",), 1)]
 
 
+def test_sessions_since_the_start_keep_their_units(monkeypatch):
+    monkeypatch.setattr("tcptools.units.hierarchy", lambda: None)
+    listing = Listing(parse(Tcptop, ["--json", "--cumulative"]), lambda _: None)
+    processes = {181: "ssh.service"}
+    monkeypatch.setattr(
+        "tcptools.units._unit_of_process", lambda pid: processes.get(int.from_bytes(pid, "big"), "")
+    )
+    listing.add([SSH])
+    processes.clear()
+    for more in ([], [QUIET], []):
+        listing.add(more)
+        assert listing.kind.members(listing.shown[0])["unit"] == "ssh.service"
+    assert (len(listing.shown), listing.latest) == (2, [])
+
+
 def test_sessions_since_the_start():
     since = Cumulative(PLAIN, 99)
     assert since.add([SSH], [SSH]) == [SSH]
@@ -285,6 +303,16 @@ def test_rows_since_the_start_are_bounded_and_none_is_lost():
     assert kind.count(rows) == 3000 + 1
 
 
+def test_a_session_counts_once_however_many_there_have_been():
+    kind = Sums(["comm"], unit_of)
+    since = Cumulative(kind, 4)
+    for port in range(1, 12):
+        for _ in range(2):
+            some = [session(1, 0, ports=(1, port))]
+            [row] = since.add(some, kind.of(some))
+            assert row == (row[0], 0, ("sshd",), port)
+
+
 def test_the_rest_of_the_sessions_is_a_row():
     [_, line] = PLAIN.table([PLAIN.rest(2048, 0, 7)])
     assert line.split() == ["0", "other", "0.0.0.0:0", "0.0.0.0:0", "2", "0"]
@@ -293,8 +321,9 @@ def test_the_rest_of_the_sessions_is_a_row():
 @pytest.mark.parametrize("limit", [1, 2, 3])
 def test_any_limit_will_do(limit):
     since = Cumulative(PLAIN, limit)
-    rows = []
+    rows, one = [], session()
     for port in range(1, 9):
         one = session(1, 0, ports=(1, port))
         rows = since.add([one], [one])
     assert sum(row[0] for row in rows) == 8 and len(rows) <= limit + 1
+    assert (1, 0, one[2]) in rows, "the last one was active"

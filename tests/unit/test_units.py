@@ -213,7 +213,7 @@ def test_a_walk_has_the_paths_of_all_by_inode(tree):
 def test_an_id_that_is_none_has_no_path(tree):
     try:
         assert Hierarchy(Mount("/", str(tree))).path(12345) is None
-    except PermissionError:
+    except OSError:  # no CAP_DAC_READ_SEARCH, or no file system with handles
         pytest.skip("this needs CAP_DAC_READ_SEARCH")
 
 
