@@ -14,11 +14,12 @@ from typing import Any, Optional
 
 from tcptools import VERSION, Failure
 from tcptools.report import Rows, plain
-from tcptools.session import KEPT
 from tcptools.sums import OTHER
 
 # Characters of a label's value; the longest name that Kubernetes allows a container has 385.
 LONGEST = 400
+# Labels that are kept as written, because the next interval has most of them again.
+KEPT = 4096
 # What series are of, and what a row of Rows says of it: name, type, help.
 OF_SERIES = (
     ("tcptop_received_bytes_total", "counter", "Bytes that processes took from TCP."),
@@ -31,7 +32,7 @@ def label_value(value: object) -> str:
     """A value between quotes. Names are chosen by those who bear them, so it may hold anything."""
     text = str(value)
     text = text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
-    lines = [plain(line) for line in text.split("\n")]
+    lines = [plain.__wrapped__(line) for line in text.split("\n")]
     return "\\n".join(line.replace("\\", "\\\\").replace('"', '\\"') for line in lines)
 
 

@@ -190,12 +190,18 @@ def dashboard() -> dict[str, str]:
 def report(server: Prometheus, hosts: int, seconds: float, interval: int) -> None:
     """Print what there is to know."""
     found = json.loads(server.get("/api/v1/query", query=f"up[{int(seconds)}s]"))["data"]["result"]
-    missed = failed = done = 0
+    missed = early = failed = done = 0
+    settled = time.time() - seconds + min(120, seconds / 2)
     for values in ([(float(at), up) for at, up in each["values"]] for each in found):
-        missed += round((values[-1][0] - values[0][0]) / interval) + 1 - len(values)
+        for (one, _), (other, _) in zip(values, values[1:]):
+            skipped = round((other - one) / interval) - 1
+            early, missed = (
+                (early + skipped, missed) if one < settled else (early, missed + skipped)
+            )
         failed += sum(up != "1" for _, up in values)
         done += len(values)
-    print(f"scrapes: {done} of {len(found)} hosts, of {hosts}; missed {missed}, failed {failed}")
+    print(f"scrapes: {done} of {len(found)} hosts, of {hosts}; failed {failed}")
+    print(f"missed: {early} while all began, in two minutes; {missed} later")
     lengths = server.own(
         f'prometheus_target_interval_length_seconds{{interval="{interval}s",quantile="0.99"'
     )
