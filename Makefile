@@ -18,7 +18,7 @@ BASH = $(SHARE)/bash-completion/completions
 ZSH = $(SHARE)/zsh/site-functions
 FISH = $(SHARE)/fish/vendor_completions.d
 
-.PHONY: help run test lint unit guest compare soak stress examples picture bench matrix deb \
+.PHONY: help run test lint unit exporter hosts guest compare soak stress examples picture bench matrix deb \
     install uninstall
 
 help: # show the targets
@@ -46,6 +46,14 @@ lint: $(PYTHON) # styles, types, manual pages
 
 unit: $(PYTHON) # the tests that need neither root nor bcc
 	$(VM) tool -- pytest -q tests/unit
+
+exporter: $(PYTHON) # counters of known traffic, as Debian's Prometheus and node_exporter see them
+	$(VM) install prometheus prometheus-node-exporter
+	$(VM) tool -- pytest -q -s -p no:cacheprovider tests/e2e
+
+hosts: $(PYTHON) # a thousand hosts and one Prometheus; ARGS= are options of tests/hosts.py
+	$(VM) install prometheus
+	$(PYTHON) tests/hosts.py $(ARGS)
 
 guest: $(PYTHON) # the tests that trace, in a virtual machine; RELEASE=, ARCH=
 	$(GUEST) -- sh tests/guest/all.sh

@@ -23,7 +23,7 @@ import time
 from collections.abc import Sequence
 from typing import Optional
 
-from tcptools import command, life, sources
+from tcptools import command, life, privileges, sources
 from tcptools.command import Command, Wake
 from tcptools.kernel import Scope
 from tcptools.options import Tcplife
@@ -37,6 +37,7 @@ def run(options: Tcplife, scope: Scope) -> None:
     """Watch, and report every session that ends, until a signal comes."""
     lives = sources.ended(options, scope)
     this = Command("tcplife")
+    privileges.give_up(lives.capabilities)
     command.report_notes(this, lives.warnings, lives.notes if options.verbose else [])
     text = life.Text(options)
     window = os.isatty(1) and options.form == "text"

@@ -26,13 +26,15 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Optional
 
-from tcptools import command, report, sources
+from tcptools import command, privileges, report, sources
 from tcptools.command import Command, Wake
 from tcptools.cumulative import Cumulative
 from tcptools.kernel import Scope
 from tcptools.keys import State
 from tcptools.live import Live
 from tcptools.options import Tcptop
+from tcptools.privileges import CAP_DAC_OVERRIDE
+from tcptools.prometheus import Exporter, Series, Textfile
 from tcptools.report import Rows, Sessions, no_unit
 from tcptools.screen import Screen, usable
 from tcptools.session import SORT_ORDERS, Session, ranked
@@ -71,13 +73,13 @@ class Listing:
         unit_of = self._unit_of = self._units.of if self._units else no_unit
         self._live: Optional[Live] = None
         self.kind: Rows = (
-            Sums(options.by, unit_of) if options.by else Sessions(unit_of, options.units)
+            Sums(options.sums, unit_of) if options.sums else Sessions(unit_of, options.units)
         )
         self.since: Optional[Cumulative] = None
         if options.cumulative and not live:
             self.since = Cumulative(self.kind, options.max_sessions)
         # Sessions of before are shown again, with their units; sums have them as values.
-        self._again = options.cumulative and not options.by
+        self._again = options.cumulative and not options.sums
         self.latest: list[Any] = []
         self.shown: list[Any] = []
 
@@ -101,6 +103,12 @@ class Listing:
         self.latest = self.shown = self.kind.of(sessions)
         if self.since:
             self.shown = self.since.add(sessions, self.latest)
+
+
+def needed(traffic: sources.Traffic, file: Optional[Textfile], live: bool) -> tuple[int, ...]:
+    """The capabilities that outputs need; the live view's details are of any process' socket."""
+    foreign = (CAP_DAC_OVERRIDE,) if file and not file.is_own else ()
+    return (*traffic.capabilities, *foreign, *(privileges.DETAILS if live else ()))
 
 
 def alarm(options: Tcptop, kind: Rows, rows: list[Any], seconds: float) -> str:
@@ -156,34 +164,54 @@ class Pace:
         return self._last - last
 
 
+def until(wait: Callable[[float], Wake], seconds: float, exporter: Optional[Exporter]) -> Wake:
+    """Wait; that nobody reads our output any more is an end that counters are to see, too."""
+    try:
+        return wait(seconds)
+    except BrokenPipeError:
+        if not exporter:
+            raise
+        return Wake.ENDED
+
+
+def begin(options: Tcptop, this: Command, listing: Listing, live: bool) -> Optional[Screen]:
+    """Write what comes before all outputs; the live view, if they are to be in one."""
+    if options.form == "csv":
+        this.say(report.csv_header(listing.kind))
+    elif options.form == "text" and not options.silent:
+        this.say(f"Tracing... Output every {options.interval} secs. Hit Ctrl-C to end\n")
+        if live:
+            return Screen(this, listing.view(options))
+    return None
+
+
 def run(options: Tcptop, scope: Scope) -> int:
     """Watch, and report every interval, until the count is reached or a signal comes.
 
     The exit status, OVER if a row was over the limit.
     """
-    live = options.form == "text" and not options.noclear and usable(1)
+    live = options.form == "text" and not (options.silent or options.noclear) and usable(1)
+    file = Textfile(options.prometheus) if options.prometheus else None
     traffic = sources.sessions(options, scope)
+    if options.silent:
+        command.close_output()
     this = Command("tcptop")
     listing = Listing(options, traffic.cgroup_path, live)
     kind = listing.kind
+    privileges.give_up(needed(traffic, file, live))
+    exporter = Exporter(file, Series(kind, options.series)) if file else None
     command.report_notes(this, traffic.warnings, traffic.notes if options.verbose else [])
     # A few cycles come up in an interval; to look for them among its sessions, which are all
     # gone at its end, takes a sixth of the time of an output.
     gc.freeze()
     gc.set_threshold(100_000)
-    view: Optional[Screen] = None
-    if options.form == "csv":
-        this.say(report.csv_header(kind))
-    elif options.form == "text":
-        this.say(f"Tracing... Output every {options.interval} secs. Hit Ctrl-C to end\n")
-        if live:
-            view = Screen(this, listing.view(options))
+    view = begin(options, this, listing, live)
     pace = Pace(float(options.interval))
     outputs, all_missed, over = 0, 0, ""
     wait = view.wait if view else this.wait
     with view or nullcontext():
         while outputs < options.count and not over:
-            woken = wait(pace.left())
+            woken = until(wait, pace.left(), exporter)
             if view and woken is Wake.CHANGED:
                 pace.change(view.interval)
                 continue
@@ -194,6 +222,7 @@ def run(options: Tcptop, scope: Scope) -> int:
             all_missed += missed
             listing.add(sessions)
             length = pace.end()
+            this.complain(exporter.add(listing.latest, missed) if exporter else "")
             if woken is not Wake.ENDED:  # what is cut short says nothing of a second
                 over = alarm(options, kind, listing.latest, length)
             ended = report.Interval(
@@ -206,7 +235,7 @@ def run(options: Tcptop, scope: Scope) -> int:
             if view:
                 view.show(ended, sessions, missed_note(all_missed))
                 continue
-            this.say(text_of(options, kind, listing.shown, ended))
+            this.say("" if options.silent else text_of(options, kind, listing.shown, ended))
             if missed and options.form != "json":
                 this.complain(missed_note(missed))
             if woken is Wake.ENDED:

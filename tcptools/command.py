@@ -221,6 +221,12 @@ def terminal_encoding() -> str:
     return "ascii"
 
 
+def close_output() -> None:
+    """Have standard output take everything, and show nothing of it."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def _open_standard_files() -> None:
     """Let no file of ours become standard input, output or error because that is closed."""
     for fd, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
@@ -285,5 +291,4 @@ def main(
         return 1
     finally:
         # Nothing may be flushed at exit into what takes no more.
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        close_output()

@@ -141,6 +141,12 @@ class Tcptop(Common):
     form: str = row(OUTPUT, "text",
         Option(("--json",), "JSON lines instead of tables", const="json"),
         Option(("--csv",), "CSV instead of tables", const="csv"))
+    prometheus: Optional[str] = row(OUTPUT, None, Option(
+        ("--prometheus",), "keep counters for Prometheus in FILE, by --by (default: unit,comm);"
+        " nothing is printed without -C, --json or --csv", path, metavar="FILE", offer="files"))
+    series: int = row(OUTPUT, 500, Option(
+        ("--series",), "at most N series of a counter, and one for the rest (default: 500)",
+        whole, metavar="N"))
     probe: str = row(TRACING, "auto", Option(
         ("--probe",), "how sessions are watched (default: auto, the first that works)",
         str, choices=("auto", "fentry", "kprobe", "classic", "iter", "diag")))
@@ -151,7 +157,17 @@ class Tcptop(Common):
     @property
     def has_units(self) -> bool:
         """Whether units are shown: always in JSON, unless it is of sums by other fields."""
-        return "unit" in self.by if self.by else self.units or self.form == "json"
+        return "unit" in self.sums if self.sums else self.units or self.form == "json"
+
+    @property
+    def sums(self) -> tuple[str, ...]:
+        """The fields that rows are sums by; none for sessions."""
+        return self.by or (("unit", "comm") if self.prometheus else ())
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing is written to standard output."""
+        return bool(self.prometheus) and self.form == "text" and not self.noclear
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,13 @@ from tcptools.kernel import Scope
 from tcptools.notices import LATE, PAUSE
 from tcptools.options import Common
 from tcptools.owners import Owners
+from tcptools.privileges import (
+    CAP_BPF,
+    CAP_DAC_READ_SEARCH,
+    CAP_NET_ADMIN,
+    CAP_SYS_ADMIN,
+    CAP_SYS_PTRACE,
+)
 from tcptools.sockdiag import port_filter
 from tcptools.sockets import End, Movement, Sockets, Tcp
 from tcptools.tasks import NOBODY, Task, Tasks
@@ -46,6 +53,11 @@ class Polled:
             # Each namespace takes two files.
             most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        self.capabilities: tuple[int, ...] = (
+            *((CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH) if self._sees_all else ()),
+            *((CAP_SYS_ADMIN, CAP_NET_ADMIN) if self._enters else ()),
+            *((CAP_BPF,) if scope.maps else ()),
+        )
         self._next_search = 0.0
         self._search_namespaces()
         self._missed = 0  # it was before the start

@@ -17,11 +17,13 @@ Opened = TypeVar("Opened", bound="Source[Any]")
 class Source(Protocol, Generic[Item]):
     """Sessions of one kind.
 
-    notes: how they are watched, for -v; warnings: what is less exact here.
+    notes: how they are watched, for -v; warnings: what is less exact here; capabilities: what
+    drain() needs of privileges.
     """
 
     notes: list[str]
     warnings: list[str]
+    capabilities: tuple[int, ...]
 
     def drain(self) -> tuple[list[Item], int]:
         """Those since the last call, and how many events were missed in that time."""

@@ -12,6 +12,7 @@ from tcptools import Failure, kernel, syscalls
 from tcptools.csource import SOCKET_STORAGE, TYPED, Iteration, Kind, Tool
 from tcptools.kernel import Scope
 from tcptools.options import Tcptop
+from tcptools.privileges import CAP_DAC_READ_SEARCH
 from tcptools.program import (
     COUNTING,
     NOTING,
@@ -159,6 +160,8 @@ class Iterated:
     def __init__(self, options: Tcptop, scope: Scope) -> None:
         self._programs = programs = load(tool(options), options, scope)
         self.notes, self.warnings = programs.notes, programs.warnings
+        # Those who enter network namespaces and use maps are in a child, which keeps all.
+        self.capabilities: tuple[int, ...] = (CAP_DAC_READ_SEARCH,) if options.has_units else ()
         self._ring = Ring(programs.maps["ended"], ring_size(options.max_sessions), ENDED)
         programs.counters[PHASE] = NOTING
         syscalls.iterate(programs.iterators["note_file", ""])

@@ -38,6 +38,7 @@ class Lives:
 
     def __init__(self, options: Tcplife, scope: Scope) -> None:
         self._programs = load(TOOL, options, scope)
+        self.capabilities: tuple[int, ...] = ()  # all comes through shared memory
         self.notes, self.warnings = self._programs.notes, self._programs.warnings
         if not self._programs.kind.macros:
             self.warnings.append(

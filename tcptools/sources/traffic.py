@@ -11,6 +11,7 @@ from tcptools import kernel, syscalls
 from tcptools.csource import SOCKET_STORAGE, TYPED, Iteration, Kind, Tool
 from tcptools.kernel import Scope
 from tcptools.options import Tcptop
+from tcptools.privileges import CAP_BPF, CAP_DAC_READ_SEARCH
 from tcptools.program import COUNTING, INTERVAL, NOTING, PHASE, ROWS_MADE, SPECIALS_MADE, load
 from tcptools.session import IDENTITY, Session
 
@@ -70,6 +71,9 @@ class Traffic:
         self._programs = load(tool(options), options, scope)
         self.notes, self.warnings = self._programs.notes, self._programs.warnings
         self._counters, self._iterators = self._programs.counters, self._programs.iterators
+        self.capabilities: tuple[int, ...] = (
+            (CAP_BPF, CAP_DAC_READ_SEARCH) if options.has_units else (CAP_BPF,)
+        )
         maps = self._programs.maps
         self._rows, self._slots = tuple(maps[name] for name in ROWS), maps["rows"]
         self._interval, self._specials_over = 0, 0

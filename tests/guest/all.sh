@@ -14,6 +14,7 @@ exact() { pytest tests/guest/test_exact.py tests/guest/test_life.py; }
 status=0
 exact || status=$?
 pytest tests/guest/test_command.py || status=$?
+pytest tests/guest/test_privileges.py || status=$?
 pytest tests/guest/test_corners.py || status=$?
 pytest tests/guest/test_units.py || status=$?
 pytest tests/guest/test_kinds.py || status=$?

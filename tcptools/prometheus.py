@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counters for Prometheus: a file for the textfile collector of node_exporter.
+
+The format is version 0.0.4 of Prometheus' text format, without timestamps. A series that is there
+stays until the end, and what comes when there are enough is added to one more: to move what was
+counted from one series to another would be to count it twice, for whoever takes rates.
+"""
+
+import errno
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Optional
+
+from tcptools import VERSION, Failure
+from tcptools.report import Rows, plain
+from tcptools.sums import OTHER
+
+# Characters of a label's value; the longest name that Kubernetes allows a container has 385.
+LONGEST = 400
+# Labels that are kept as written, because the next interval has most of them again.
+KEPT = 4096
+# What series are of, and what a row of Rows says of it: name, type, help.
+OF_SERIES = (
+    ("tcptop_received_bytes_total", "counter", "Bytes that processes took from TCP."),
+    ("tcptop_sent_bytes_total", "counter", "Bytes that processes handed to TCP."),
+    ("tcptop_sessions", "gauge", "TCP sessions that moved bytes in the last interval."),
+)
+
+
+def label_value(value: object) -> str:
+    """A value between quotes. Names are chosen by those who bear them, so it may hold anything."""
+    text = str(value)
+    text = text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+    lines = [plain.__wrapped__(line) for line in text.split("\n")]
+    return "\\n".join(line.replace("\\", "\\\\").replace('"', '\\"') for line in lines)
+
+
+class Series:
+    """What rows have moved since the start, as at most so many series and one for the rest.
+
+    Every counter only grows, and the sum of all is that of all rows.
+    """
+
+    def __init__(self, rows: Rows, limit: int) -> None:
+        self._rows, self._limit = rows, limit
+        labels = self._members(rows.rest(0, 0, 0))
+        self._rest = self._written(dict.fromkeys(labels, OTHER))
+        # Bytes received, bytes sent, and sessions of the last interval, by labels as written.
+        self._sums: dict[str, list[int]] = {self._rest: [0, 0, 0]}
+        # Those labels by the keys of rows.
+        self._labels: dict[Any, str] = {}
+        self._missed = self._limited = 0
+
+    def _members(self, row: Any) -> dict[str, Any]:
+        """The values by which a row is told from others."""
+        members = self._rows.members(row)
+        return {n: v for n, v in members.items() if n not in ("sessions", "rx_bytes", "tx_bytes")}
+
+    @staticmethod
+    def _written(labels: dict[str, Any]) -> str:
+        return ",".join(f'{name}="{label_value(value)}"' for name, value in labels.items())
+
+    def _of(self, row: Any) -> list[int]:
+        """The sums that a row belongs to."""
+        key = row[2]
+        labels = self._labels.get(key)
+        if labels is None:
+            if len(self._labels) >= KEPT:
+                self._labels.clear()  # most are of rows that are gone
+            labels = self._labels[key] = self._written(self._members(row))
+        sums = self._sums.get(labels)
+        if sums is None:
+            if len(self._sums) > self._limit:
+                self._limited += 1
+                return self._sums[self._rest]
+            sums = self._sums[labels] = [0, 0, 0]
+        return sums
+
+    def add(self, rows: Sequence[Any], missed: int) -> None:
+        """Add an interval: its rows, and how many events were missed."""
+        for sums in self._sums.values():
+            sums[2] = 0
+        for row in rows:
+            sums = self._of(row)
+            sums[0] += row[0]
+            sums[1] += row[1]
+            sums[2] += self._rows.count((row,))
+        self._missed += missed
+
+    def text(self) -> str:
+        """All of them, for Prometheus."""
+        lines: list[str] = []
+        for place, (name, kind, text) in enumerate(OF_SERIES):
+            lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
+            lines += [f"{name}{{{labels}}} {s[place]}" for labels, s in self._sums.items()]
+        for name, kind, text, labels, value in (
+            ("missed_events_total", "counter", "Events that were not counted.", "", self._missed),
+            (
+                *("series_limited_total", "counter"),
+                "Rows of an interval that were summed up as other, for want of series.",
+                *("", self._limited),
+            ),
+            ("build_info", "gauge", "The version of tcptop.", f'{{version="{VERSION}"}}', 1),
+        ):
+            lines += [f"# HELP tcptop_{name} {text}", f"# TYPE tcptop_{name} {kind}"]
+            lines.append(f"tcptop_{name}{labels} {value}")
+        return "\n".join([*lines, ""])
+
+
+class Textfile:
+    """A file that always holds one whole text: each is written beside it, and renamed."""
+
+    def __init__(self, path: str) -> None:
+        """Raises Failure if there is no such directory."""
+        directory, self._name = os.path.split(path)
+        self._path, self._beside = path, f".{self._name}.{os.getpid()}"
+        try:
+            if not self._name:
+                raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+            # Kept open, and files are named relative to it, whatever its path leads to later.
+            self._directory = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY)
+        except OSError as error:
+            raise Failure(f"cannot write {path}: {error.strerror}") from None
+        self.is_own = os.stat(self._directory).st_uid == os.geteuid()
+        # What tells our last file from that of another writer.
+        self._last: Optional[tuple[int, int]] = None
+
+    def replace(self, text: str) -> None:
+        """Have the file hold this text. Raises Failure, and then it is as it was."""
+        try:
+            others = self._last and self._last != self._identity()
+            self._write(text.encode())
+            self._last = self._identity()
+        except OSError as error:
+            with suppress(OSError):
+                os.unlink(self._beside, dir_fd=self._directory)
+            raise Failure(f"cannot write {self._path}: {error.strerror}") from None
+        if others:
+            raise Failure(f"{self._path} is written by another process, too")
+
+    def _identity(self) -> Optional[tuple[int, int]]:
+        try:
+            found = os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_mtime_ns
+
+    def _write(self, data: bytes) -> None:
+        here = self._directory
+        with suppress(FileNotFoundError):
+            os.unlink(self._beside, dir_fd=here)  # of a process that had our PID and was killed
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        fd = os.open(self._beside, flags, 0o600, dir_fd=here)
+        try:
+            os.fchmod(fd, 0o644)  # whatever the umask is
+            if os.write(fd, data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(fd)
+        os.rename(self._beside, self._name, src_dir_fd=here, dst_dir_fd=here)
+
+
+class Exporter:
+    """Series in a file."""
+
+    def __init__(self, file: Textfile, series: Series) -> None:
+        """Raises Failure if the file cannot be written."""
+        self._file, self._series, self._complaint = file, series, ""
+        file.replace(series.text())
+
+    def add(self, rows: Sequence[Any], missed: int) -> str:
+        """Add an interval and write the file; what went wrong, if that is not as it was before.
+
+        Nothing that was added is lost then: the next output has it.
+        """
+        self._series.add(rows, missed)
+        before, self._complaint = self._complaint, ""
+        try:
+            self._file.replace(self._series.text())
+        except Failure as error:
+            self._complaint = str(error)
+        return self._complaint if self._complaint != before else ""
