@@ -157,6 +157,18 @@ static __always_inline int at_inet_sock_set_state(void *sk, u8 from, u8 to)
 	}
 	if (to == TCP_SYN_RECV) /* two SYNs have met, or a listener's socket is not filled in yet */
 		return 0;
+	if (position && position->stage == BEGUN && from == TCP_SYN_SENT && to == TCP_CLOSE) {
+		/*
+		 * connect() has failed, perhaps before there were sequence numbers
+		 * (inet_hash_connect()). If its SYN had data, nobody acknowledged them.
+		 */
+		if (FIELD(u32, tp, OFFSET_write_seq) - FIELD(u32, tp, OFFSET_snd_una) > 1)
+			count(EVENTS_MISSED);
+		stand(position, tp);
+		position->connection = connection_of(tp);
+		position->stage = KNOWN;
+		return 0;
+	}
 	if (position && !begins && is_owned(tp) && FIELD(u16, tp, OFFSET_skc_dport) &&
 	    !is_current(tp, position)) {
 		settle(position);

@@ -27,6 +27,7 @@ from terminals import some
 class Traffic:
     warnings = notes = ()
     cgroup_path = None
+    capabilities = ()
     def __init__(self, options, scope):
         pass
     def drain(self):
