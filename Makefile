@@ -6,7 +6,7 @@ PYTHON = /usr/bin/python3
 VM = $(PYTHON) tests/vm.py
 SOURCES = *.py tcptools tests completions
 RUN = $(VM) run --release $(RELEASE) --arch $(ARCH)
-GUEST = $(RUN) --timeout 3000
+GUEST = $(RUN) --timeout 3900
 
 # Where to install: distributions add a suffix to the commands' names.
 PREFIX = /usr/local
