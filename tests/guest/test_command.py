@@ -15,7 +15,7 @@ import threading
 import time
 
 import pytest
-from tracing import COMMAND, KINDS, MOVERS, PATIENCE, settle, start, tcptop
+from tracing import COMMAND, HAS, KINDS, MOVERS, PATIENCE, settle, start, tcptop
 from workload import Ledger, close, connect, listener, move, pair
 
 BANNER = "Tracing... Output every 1 secs. Hit Ctrl-C to end\n"
@@ -283,7 +283,7 @@ def test_probes_that_are_not_there():
 
 def test_sockets_are_not_iterated_where_they_cannot_be():
     """On Linux 5.10 and in real-time kernels, and nowhere without BTF."""
-    command = COMMAND if "iter" not in KINDS else hiding("/sys/kernel/btf")
+    command = hiding("/sys/kernel/btf") if HAS["iter"] else COMMAND
     result = subprocess.run(
         [*command, "--probe", "iter", "1", "1"], check=False, capture_output=True, text=True
     )

@@ -56,15 +56,17 @@ CONTRACTS = {
     "classic": Contract(urgent=True),
     "iter": Contract(opener=True, urgent="tcp_recv_urg" not in SYMBOLS, hidden=True, locks=True),
 }
-# Those that this kernel has. iter needs socket storage in tracing programs: Linux 5.11.
+# Which of them this kernel has, and those that are tested. iter needs socket storage in tracing
+# programs: Linux 5.11.
+HAS = {
+    "fentry": HAS_FENTRY,
+    "kprobe": True,
+    "classic": True,
+    "iter": HAS_FENTRY and "bpf_sock_from_file" in SYMBOLS and not REALTIME,
+}
 KINDS = [
     kind
-    for kind, has in (
-        ("fentry", HAS_FENTRY),
-        ("kprobe", True),
-        ("classic", True),
-        ("iter", HAS_FENTRY and "bpf_sock_from_file" in SYMBOLS and not REALTIME),
-    )
+    for kind, has in HAS.items()
     if has and kind in os.environ.get("TCPTOP_KINDS", kind).split(",")
 ]
 
