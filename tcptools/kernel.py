@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple, Optional
 
 from tcptools import Failure
@@ -193,21 +193,31 @@ def _restored_namespace() -> Iterator[ctypes.CDLL]:
         os.close(home)
 
 
+def _namespaces_of_processes() -> Iterator[tuple[int, str]]:
+    """The network namespace of each process: its inode, and its file in /proc."""
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        path = f"/proc/{process}/ns/net"
+        with suppress(OSError):  # it has ended, or is not ours to look at
+            yield os.stat(path).st_ino, path
+
+
 def network_namespaces() -> Iterator[None]:
     """Be in our own network namespace, then enter each other one that has a process."""
     seen = [os.stat("/proc/self/ns/net").st_ino]
     yield
     with _restored_namespace() as libc:
-        for process in filter(str.isdigit, os.listdir("/proc")):
+        for inode, path in _namespaces_of_processes():
+            if inode in seen:
+                continue
             try:
-                namespace = os.open(f"/proc/{process}/ns/net", os.O_RDONLY)
+                namespace = os.open(path, os.O_RDONLY)
             except OSError:
-                continue  # it has ended, or is not ours to look at
-            inode = os.fstat(namespace).st_ino
-            if inode not in seen and not libc.setns(namespace, CLONE_NEWNET):
+                continue
+            entered = not libc.setns(namespace, CLONE_NEWNET)
+            os.close(namespace)
+            if entered:
                 seen.append(inode)
                 yield
-            os.close(namespace)
 
 
 @contextmanager
@@ -236,14 +246,10 @@ def enters_namespaces() -> bool:
 def namespace_files(wanted: set[int]) -> dict[int, int]:
     """Network namespaces, opened: a file descriptor for each of these inodes that a process has."""
     found: dict[int, int] = {}
-    for process in filter(str.isdigit, os.listdir("/proc") if wanted else ()):
-        try:
-            path = f"/proc/{process}/ns/net"
-            inode = os.stat(path).st_ino
-            if inode in wanted and inode not in found:
+    for inode, path in _namespaces_of_processes() if wanted else ():
+        if inode in wanted and inode not in found:
+            with suppress(OSError):
                 found[inode] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            continue  # it has ended, or is not ours to look at
     return found
 
 
