@@ -237,8 +237,7 @@ static __always_inline int at_tcp_destroy_sock(void *sk)
 		return 0;
 	if (position)
 		look_last(tp, position);
-	else if (FIELD(u16, tp, OFFSET_skc_dport) && setting(PHASE) == COUNTING && is_tcp(tp) &&
-		 session_matches(tp) && has_moved(tp))
+	else if (FIELD(u16, tp, OFFSET_skc_dport) && was_overlooked(tp))
 		count(EVENTS_MISSED);
 	return 0;
 }
@@ -332,6 +331,7 @@ static __always_inline struct position *meet(void *tp)
 {
 	u8 state = FIELD(u8, tp, OFFSET_skc_state);
 	u16 urgent = FIELD(u16, tp, OFFSET_urg_data);
+	struct position *position;
 	struct position noted = {
 	    .stage = NOTED,
 	    .write_seq = FIELD(u32, tp, OFFSET_write_seq),
@@ -349,10 +349,11 @@ static __always_inline struct position *meet(void *tp)
 		return 0;
 	if (!session_matches(tp))
 		return 0;
-	if (setting(PHASE) == COUNTING && has_moved(tp))
-		count(EVENTS_MISSED);
 	note_namespace(tp);
-	return remember(tp, &noted);
+	position = remember(tp, &noted);
+	if (position && setting(PHASE) == COUNTING && has_moved(tp))
+		count(EVENTS_MISSED);
+	return position;
 }
 
 /* Once at the start, every open file: whose sockets there are. No lock is taken. */

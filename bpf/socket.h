@@ -155,6 +155,12 @@ static __always_inline bool has_moved(void *tp)
 	       FIELD(u32, tp, OFFSET_copied_seq) != first_received(tp);
 }
 
+/* Whether a session that ends, and of which nothing is known, should have been counted. */
+static __always_inline bool was_overlooked(void *tp)
+{
+	return setting(PHASE) == COUNTING && is_tcp(tp) && session_matches(tp) && has_moved(tp);
+}
+
 /* Whether the current task owns the socket's lock; a softirq only holds the lock's spin lock. */
 static __always_inline bool is_owned(void *tp)
 {

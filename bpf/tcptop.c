@@ -227,8 +227,7 @@ static __always_inline int at_tcp_destroy_sock(void *sk)
 	else if (FIELD(u16, tp, OFFSET_skc_dport)) { /* tcp_disconnect() has not reset it */
 		if (position && is_current(tp, position))
 			look_last(tp, position, is_owned(tp));
-		else if (is_owned(tp) && setting(PHASE) == COUNTING && is_tcp(tp) &&
-			 session_matches(tp) && has_moved(tp))
+		else if (is_owned(tp) && was_overlooked(tp))
 			count(EVENTS_MISSED);
 	}
 #ifndef SOCKET_STORAGE /* which goes with the socket */
