@@ -4,8 +4,9 @@
  * and the filters.
  *
  * Python puts the options and field offsets in front as macros:
- *   PROBE_FENTRY, PROBE_KPROBE, PROBE_TRACEPOINT, PROBE_ITER, PROBE_CLASSIC  what kind of program
- * this is ENTRY_TYPED, EVENT_TYPED         which programs know the types of their arguments
+ *   PROBE_FENTRY, PROBE_KPROBE, PROBE_CLASSIC, PROBE_ITER, PROBE_TRACEPOINT  what kind this is
+ *   ENTRY_TYPED, EVENT_TYPED         which programs know the types of their arguments
+ *   PLACEHOLDER                      in the place of a number of the user, see NUMBER()
  *   MAP_FLAGS                        of maps of which memory is to be taken as used
  *   PID_MATCHES(pid)                 the filter for processes, as a condition
  *   SESSION_FILTER                   only some sessions are wanted, by these conditions:
@@ -60,6 +61,14 @@ struct identity {
 };
 
 #define NO_UID 0xffffffff
+
+/* A number that user space puts in when it loads the programs, which are compiled without it. */
+#define NUMBER(place)                                                                              \
+	({                                                                                         \
+		u64 _number;                                                                       \
+		asm("%0 = %1 ll" : "=r"(_number) : "i"(PLACEHOLDER << 32 | (place)));              \
+		_number;                                                                           \
+	})
 
 #define FETCH(type, base, offset)                                                                  \
 	({                                                                                         \
@@ -186,13 +195,25 @@ static __always_inline bool task_matches(u32 pid)
 }
 
 #ifdef PROBE_ITER
+#ifdef OFFSET_level
+static __always_inline void *cgroup_of(void *task)
+{
+	return FETCH(void *, FETCH(void *, task, OFFSET_cgroups), OFFSET_dfl_cgrp);
+}
+
+static __always_inline u64 id_of(void *cgroup)
+{
+	return FETCH(u64, FETCH(void *, cgroup, OFFSET_kn), OFFSET_id);
+}
+#endif
+
 /* The same of another task. */
 static __always_inline bool other_matches(void *task, u32 pid)
 {
 	if (!(PID_MATCHES(pid)))
 		return false;
 #if defined(CGROUP_ID) || defined(CGROUPMAP)
-	void *cgroup = FETCH(void *, FETCH(void *, task, OFFSET_cgroups), OFFSET_dfl_cgrp);
+	void *cgroup = cgroup_of(task);
 #endif
 #ifdef CGROUP_ID
 	if (FETCH(int, cgroup, OFFSET_level) < CGROUP_LEVEL)
@@ -203,15 +224,14 @@ static __always_inline bool other_matches(void *task, u32 pid)
 #else
 	void *above = FETCH(void *, cgroup, OFFSET_ancestors + CGROUP_LEVEL * sizeof(void *));
 
-	if (FETCH(u64, FETCH(void *, above, OFFSET_kn), OFFSET_id) != CGROUP_ID)
+	if (id_of(above) != CGROUP_ID)
 		return false;
 #endif
 #endif
 #ifdef CGROUPMAP
 	int cgroups = 0;
 
-	if (!has(cgroupmap.lookup(&cgroups),
-		 FETCH(u64, FETCH(void *, cgroup, OFFSET_kn), OFFSET_id)))
+	if (!has(cgroupmap.lookup(&cgroups), id_of(cgroup)))
 		return false;
 #endif
 #ifdef MNTNSMAP
@@ -284,7 +304,6 @@ static __always_inline void name_task(struct identity *identity, void *task, u32
 
 	identity->pid = bpf_htonl(pid);
 	bpf_probe_read_kernel(identity->comm, sizeof(identity->comm), leader + OFFSET_comm);
-	identity->uid = NO_UID;
 }
 
 /* The process that runs. What may change in its life is as of now, when the row is made. */
@@ -296,6 +315,18 @@ static __always_inline void name_process(struct identity *identity, u32 pid)
 	identity->cgroup = bpf_htonll(bpf_get_current_cgroup_id());
 #endif
 }
+
+#ifdef PROBE_ITER
+/* The process of another task. */
+static __always_inline void name_other(struct identity *identity, void *task, u32 pid)
+{
+	name_task(identity, task, pid);
+	identity->uid = bpf_htonl(FETCH(u32, FETCH(void *, task, OFFSET_cred), OFFSET_uid));
+#ifdef OFFSET_level
+	identity->cgroup = bpf_htonll(id_of(cgroup_of(task)));
+#endif
+}
+#endif
 
 /* No process is known. */
 static __always_inline void name_nobody(struct identity *identity)

@@ -372,7 +372,7 @@ int note_file(struct file_iteration *at)
 		position = meet(tp);
 	if (position && !position->owner.pid) {
 		pid = FETCH(u32, task, OFFSET_tgid);
-		name_task(&position->owner, task, pid);
+		name_other(&position->owner, task, pid);
 		position->wanted = other_matches(task, pid);
 	}
 	return 0;

@@ -14,19 +14,20 @@ import signal
 import stat
 import struct
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, Optional
 
 from tcptools import Failure, syscalls
-from tcptools.csource import BPF_DIRECTORY
+from tcptools.csource import BPF_DIRECTORY, PLACEHOLDER
 from tcptools.syscalls import MapKind
 
 # What root has had compiled, the latest texts of it.
 KEPT_IN, KEPT = "/var/cache/tcptop", 32
 PR_SET_PDEATHSIG = 1
-# An instruction that takes two places, and whose number is a map's file descriptor
-# (BPF_PSEUDO_MAP_FD): opcode, registers, number.
-LOAD_MAP = struct.Struct("=BBhi")
+# An instruction that takes two places for a number of 64 bits, which may be a map's file
+# descriptor: opcode, registers, lower and upper half of the number.
+LOAD_NUMBER = struct.Struct("=BBxxI4xI")
 BPF_LD_IMM64, BPF_PSEUDO_MAP_FD = 0x18, 1
 
 
@@ -60,16 +61,34 @@ def bcc_version() -> str:
     return "of unknown version"
 
 
-def with_maps(code: bytes, place: dict[int, int]) -> bytes:
-    """Instructions with the number of each map they name replaced."""
+def _changed(code: bytes, change: Callable[[bool, int], int]) -> bytes:
+    """Instructions with other numbers of 64 bits: `change` learns whether it is a map's."""
     changed = bytearray(code)
     at = 0
     while at < len(code):
-        opcode, registers, offset, number = LOAD_MAP.unpack_from(code, at)
-        if opcode == BPF_LD_IMM64 and registers >> 4 == BPF_PSEUDO_MAP_FD:
-            LOAD_MAP.pack_into(changed, at, opcode, registers, offset, place[number])
-        at += 16 if opcode == BPF_LD_IMM64 else 8
+        if code[at] != BPF_LD_IMM64:
+            at += 8
+            continue
+        opcode, registers, low, high = LOAD_NUMBER.unpack_from(code, at)
+        number = change(registers >> 4 == BPF_PSEUDO_MAP_FD, high << 32 | low)
+        LOAD_NUMBER.pack_into(changed, at, opcode, registers, number % 2**32, number >> 32)
+        at += LOAD_NUMBER.size
     return bytes(changed)
+
+
+def with_maps(code: bytes, place: dict[int, int]) -> bytes:
+    """Instructions with the number of each map they name replaced."""
+    return _changed(code, lambda is_map, number: place[number] if is_map else number)
+
+
+def with_numbers(code: bytes, numbers: Sequence[int]) -> bytes:
+    """Instructions with the user's numbers where the text says NUMBER(place)."""
+
+    def number(is_map: bool, found: int) -> int:
+        upper, lower = divmod(found, 2**32)
+        return numbers[lower] if upper == PLACEHOLDER and not is_map else found
+
+    return _changed(code, number)
 
 
 def named_maps(code: bytes) -> set[int]:
@@ -148,12 +167,15 @@ def _in_a_child(text: str, names: tuple[str, ...], has_btf: bool) -> str:
     return answer
 
 
-def _decoded(answer: str) -> Compiled:
+def _decoded(answer: str, numbers: Sequence[int]) -> Compiled:
     """Raises ValueError, KeyError or TypeError for what is not whole."""
     made = json.loads(answer)
     return Compiled(
         [MapKind(*kind) for kind in made["maps"]],
-        {name: bytes.fromhex(code) for name, code in made["functions"].items()},
+        {
+            name: with_numbers(bytes.fromhex(code), numbers)
+            for name, code in made["functions"].items()
+        },
     )
 
 
@@ -188,8 +210,11 @@ def _keep(path: str, answer: str) -> None:
             os.unlink(old)
 
 
-def compiled(text: str, names: tuple[str, ...], has_btf: bool) -> tuple[Compiled, str]:
-    """What a text compiles to, with at least the maps of these names, and how we came to it.
+def compiled(
+    text: str, numbers: Sequence[int], names: tuple[str, ...], has_btf: bool
+) -> tuple[Compiled, str]:
+    """What a text and its numbers compile to, with at least the maps of these names, and how we
+    came to it.
 
     Raises Failure if there is no bcc, and Refused if it does not compile here.
     """
@@ -200,8 +225,8 @@ def compiled(text: str, names: tuple[str, ...], has_btf: bool) -> tuple[Compiled
     if directory:
         unusable = suppress(OSError, ValueError, KeyError, TypeError)
         with unusable, open(path, encoding="ascii") as file:
-            return _decoded(file.read()), f"bcc {version} compiled this before, see {path}"
+            return _decoded(file.read(), numbers), f"bcc {version} compiled this before, see {path}"
     answer = _in_a_child(text, names, has_btf)
     if directory:
         _keep(path, answer)
-    return _decoded(answer), f"compiled by bcc {version}"
+    return _decoded(answer, numbers), f"compiled by bcc {version}"

@@ -5,6 +5,7 @@ Needs neither bcc nor privileges. User input is in the text as numbers only.
 """
 
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple, Optional
 
 from tcptools import btf as types
@@ -24,6 +25,9 @@ def _directory() -> str:
 BPF_DIRECTORY = _directory()
 
 BPF_F_NO_PREALLOC = 1
+# The upper half of a number that programs do not know before they are loaded; the lower half
+# says which it is.
+PLACEHOLDER = 0x7C09106D
 # Macros of the text, of which each takes something that not every kernel has.
 ENTRY_TYPED, EVENT_TYPED, SOCKET_STORAGE = "ENTRY_TYPED", "EVENT_TYPED", "SOCKET_STORAGE"
 GRAFT = "GRAFT"
@@ -67,36 +71,65 @@ class Tool(NamedTuple):
     iterations: tuple[tuple[Iteration, ...], ...] = ()
 
 
-def any_of(values: tuple[int, ...], name: str) -> str:
+# How the text has a number of the user.
+Writer = Callable[[int], str]
+literally: Writer = "{:d}".format
+
+
+class Later(list[int]):
+    """A writer that leaves the numbers out of the text, and collects them for what it compiles
+    to: who filters by other numbers needs no compiler again."""
+
+    def __call__(self, number: int) -> str:
+        self.append(number)
+        return f"NUMBER({len(self) - 1})"
+
+
+def any_of(values: tuple[int, ...], name: str, number: Writer = literally) -> str:
     """A C condition: the variable is one of the values; always true for no values."""
-    return " || ".join(f"{name} == {value:d}" for value in values) or "1"
+    return " || ".join(f"{name} == {number(value)}" for value in values) or "1"
 
 
-def macros(kind: Kind, options: Common, scope: Scope, offsets: dict[str, Any], flags: int) -> str:
+def macros(
+    kind: Kind,
+    options: Common,
+    scope: Scope,
+    offsets: dict[str, Any],
+    flags: int,
+    number: Writer = literally,
+) -> str:
     """The options as C macros. Everything in them is a number or chosen here."""
     defined: dict[str, Any] = {
+        "PLACEHOLDER": f"{PLACEHOLDER:#x}ULL",
         f"PROBE_{kind.probe.upper()}": 1,
         "MAP_FLAGS": flags,
-        "PID_MATCHES(pid)": any_of(options.pids, "pid"),
+        "PID_MATCHES(pid)": any_of(options.pids, "pid", number),
         **dict.fromkeys(kind.macros, 1),
     }
     if len(options.families) == 1 or options.lports or options.rports:
         defined["SESSION_FILTER"] = 1
         defined["FAMILY_MATCHES(family)"] = any_of(options.families, "family")
-        defined["LPORT_MATCHES(port)"] = any_of(options.lports, "port")
-        defined["RPORT_MATCHES(port)"] = any_of(options.rports, "port")
+        defined["LPORT_MATCHES(port)"] = any_of(options.lports, "port", number)
+        defined["RPORT_MATCHES(port)"] = any_of(options.rports, "port", number)
     if scope.cgroup or scope.maps:
         defined["TASK_FILTER"] = 1
     if getattr(options, "has_units", False):
         defined["UNITS"] = 1
     if scope.cgroup:
-        defined["CGROUP_ID"], defined["CGROUP_LEVEL"] = scope.cgroup
+        defined["CGROUP_ID"], defined["CGROUP_LEVEL"] = map(number, scope.cgroup)
     defined.update((name.upper(), 1) for name in scope.maps)
     defined.update((f"OFFSET_{name}", offset) for name, offset in offsets.items())
     return "".join(f"#define {macro} {value}\n" for macro, value in defined.items())
 
 
-def text(tool: Tool, kind: Kind, options: Common, scope: Scope, btf: Optional[Btf]) -> str:
+def text(
+    tool: Tool,
+    kind: Kind,
+    options: Common,
+    scope: Scope,
+    btf: Optional[Btf],
+    number: Writer = literally,
+) -> str:
     """The whole C text. Without BTF the field offsets are left to the kernel headers."""
     if btf:
         offsets: dict[str, Any] = dict(types.field_offsets(btf))
@@ -121,7 +154,7 @@ def text(tool: Tool, kind: Kind, options: Common, scope: Scope, btf: Optional[Bt
     allocates = ENTRY_TYPED in kind.macros or (btf and btf.struct("bpf_mem_alloc"))
     allocates = allocates and not kernel.realtime()
     flags = BPF_F_NO_PREALLOC if allocates else 0
-    parts = [headers, macros(kind, options, scope, offsets, flags)]
+    parts = [headers, macros(kind, options, scope, offsets, flags, number)]
     for name in tool.files:
         with open(os.path.join(BPF_DIRECTORY, name), encoding="ascii") as file:
             parts.append(file.read())

@@ -15,7 +15,7 @@ from typing import Optional
 from tcptools import Failure, kernel, syscalls
 from tcptools.btf import Btf
 from tcptools.compiler import Compiled, Refused, compiled, with_maps
-from tcptools.csource import ENTRY_TYPED, EVENT_TYPED, Kind, Tool, text, wanted_kinds
+from tcptools.csource import ENTRY_TYPED, EVENT_TYPED, Kind, Later, Tool, text, wanted_kinds
 from tcptools.kernel import Scope
 from tcptools.options import Common
 from tcptools.syscalls import (
@@ -89,7 +89,9 @@ def _load(tool: Tool, options: Common, scope: Scope, btf: Optional[Btf]) -> Atta
             return fd
 
         try:
-            code, how = compiled(text(tool, kind, options, scope, btf), tool.maps, btf is not None)
+            numbers = Later()
+            source = text(tool, kind, options, scope, btf, numbers)
+            code, how = compiled(source, numbers, tool.maps, btf is not None)
             attached = _attach(tool, kind, code, scope, btf, opened)
         except (Refused, OSError) as error:
             number, complaint = error.args[0] or 0, error.args[1]

@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from tcptools import Failure, compiler
+from tcptools.csource import PLACEHOLDER
 
 # mov r0, 0; r1 = map 5; r2 = 5 (a number of 64 bits); exit
 LOAD_MAP = struct.pack("=BBhiiI", 0x18, 0x11, 0, 5, 0, 0)
@@ -31,9 +32,17 @@ def test_maps_are_renumbered_and_numbers_are_not():
 
 def test_the_second_half_of_a_number_is_no_instruction():
     """It may look like one that names a map."""
-    code = struct.pack("=BBhi", 0x18, 0x02, 0, 1) + LOAD_MAP[:8] + EXIT
+    code = LOAD_NUMBER[:12] + LOAD_MAP[:4] + EXIT
     assert compiler.named_maps(code) == set()
     assert compiler.with_maps(code, {}) == code
+
+
+def test_numbers_of_the_user_are_put_in_later():
+    places = (struct.pack("=BBhI4xI", 0x18, 3, 0, at, PLACEHOLDER) for at in (1, 0))
+    code = LOAD_MAP + b"".join(places) + LOAD_NUMBER + EXIT
+    changed = compiler.with_numbers(code, [181, 2**63 + 7])
+    found = [struct.unpack_from("=I4xI", changed, 16 * at + 4) for at in range(4)]
+    assert found == [(5, 0), (7, 2**31), (181, 0), (5, 0)]
 
 
 @pytest.fixture
@@ -53,7 +62,7 @@ def compilations(tmp_path, monkeypatch):
 
 
 def compiled(text):
-    return compiler.compiled(text, ("counters",), True)[0]
+    return compiler.compiled(text, [], ("counters",), True)[0]
 
 
 def test_a_text_is_compiled_once(compilations):

@@ -77,6 +77,19 @@ def test_the_text_is_the_same_for_all_sizes():
     assert traffic.tool(parse(Tcptop, ["--max-sessions", "7"])).entries["rows_even"] == 7
 
 
+def test_programs_for_other_numbers_are_the_same():
+    def source(*arguments, scope=NOTHING):
+        options, numbers = parse(Tcptop, arguments), csource.Later()
+        tool = traffic.tool(options)
+        return csource.text(tool, KPROBE, options, scope, None, numbers), numbers
+
+    one, numbers = source("-p", "1,2", "-L", "3", "-D", "4", scope=Scope((2**40, 5), {}))
+    assert numbers == [1, 2, 3, 4, 2**40, 5]
+    other = source("-p", "7,8", "-L", "9", "-D", "10", scope=Scope((11, 12), {}))
+    assert other == (one, [7, 8, 9, 10, 11, 12])
+    assert one != source("-p", "1", "-L", "3", "-D", "4", scope=Scope((2**40, 5), {}))[0]
+
+
 # Of each filter, some value; and what it names in the kernel.
 WANTED = {
     "pids": ("-p", "7"),
