@@ -92,8 +92,9 @@ class Series:
         page = bytearray()
         for place, (name, kind, text) in enumerate(OF_SERIES):
             page += _head(name, kind, text)
+            line = name.encode() + b"{%b} %d\n"
             for labels, sums in self._sums.items():
-                page += b"%b{%b} %d\n" % (name.encode(), labels, sums[place])
+                page += line % (labels, sums[place])
         for name, kind, text, value in (
             (
                 "tcptop_missed_events_total",

@@ -127,7 +127,7 @@ class _Groups(dict[Any, list[int]]):
         self._unit_of = unit_of
         self._ranges = _ranges(part for field in self._fields for part in field.parts)
         self.key: Callable[[bytes], Any] = itemgetter(*self._ranges)
-        # Those of keys that were looked up before the latest KEPT.
+        # Those of keys that were looked up some time ago, see age().
         self._older: dict[Any, list[int]] = {}
         self.by_values: dict[tuple[Any, ...], list[int]] = {}
         headings = [column.heading for field in self._fields for column in field.columns]
@@ -139,9 +139,11 @@ class _Groups(dict[Any, list[int]]):
         for known in (self, self._older, self.by_values):
             known.clear()
 
-    def age(self) -> None:
-        """Forget keys that were not looked up since the last time, if there are many."""
-        if len(self) <= KEPT:
+    def age(self, used: int) -> None:
+        """Forget what was not looked up since the last time, if it is more than KEPT for sure: no
+        more keys than `used` were looked up now.
+        """
+        if len(self) <= KEPT + used:
             return
         self._older = dict(self)
         self.clear()
@@ -199,7 +201,7 @@ class Sums:
         made = [(rx, tx, row, count) for row, (rx, tx, count) in groups.by_values.items() if count]
         for sums in groups.by_values.values():
             sums[0] = sums[1] = sums[2] = 0
-        groups.age()
+        groups.age(len(sessions))
         return made
 
     def made(self, key: tuple[Any, ...], received: int, sent: int, count: int) -> Sum:
