@@ -18,8 +18,6 @@ from tcptools.sums import OTHER
 
 # Characters of a label's value; the longest name that Kubernetes allows a container has 385.
 LONGEST = 400
-# Labels that are kept as written, because the next interval has most of them again.
-KEPT = 4096
 # What series are of, and what a row of Rows says of it: name, type, help.
 OF_SERIES = (
     ("tcptop_received_bytes_total", "counter", "Bytes that processes took from TCP."),
@@ -36,6 +34,10 @@ def label_value(value: object) -> str:
     return "\\n".join(line.replace("\\", "\\\\").replace('"', '\\"') for line in lines)
 
 
+def _head(name: str, kind: str, text: str) -> bytes:
+    return f"# HELP {name} {text}\n# TYPE {name} {kind}\n".encode()
+
+
 class Series:
     """What rows have moved since the start, as at most so many series and one for the rest.
 
@@ -45,11 +47,13 @@ class Series:
     def __init__(self, rows: Rows, limit: int) -> None:
         self._rows, self._limit = rows, limit
         labels = self._members(rows.rest(0, 0, 0))
-        self._rest = self._written(dict.fromkeys(labels, OTHER))
-        # Bytes received, bytes sent, and sessions of the last interval, by labels as written.
-        self._sums: dict[str, list[int]] = {self._rest: [0, 0, 0]}
-        # Those labels by the keys of rows.
-        self._labels: dict[Any, str] = {}
+        # Bytes received, bytes sent, and sessions of the last interval, by labels as written:
+        # in UTF-8, because one character can make a text of Python's four times as large.
+        self._rest = [0, 0, 0]
+        self._sums = {self._written(dict.fromkeys(labels, OTHER)): self._rest}
+        # Those sums by the keys of the last interval's rows, None for want of series: the next one
+        # has most of them again.
+        self._known: dict[Any, Optional[list[int]]] = {}
         self._missed = self._limited = 0
 
     def _members(self, row: Any) -> dict[str, Any]:
@@ -58,54 +62,56 @@ class Series:
         return {n: v for n, v in members.items() if n not in ("sessions", "rx_bytes", "tx_bytes")}
 
     @staticmethod
-    def _written(labels: dict[str, Any]) -> str:
-        return ",".join(f'{name}="{label_value(value)}"' for name, value in labels.items())
+    def _written(labels: dict[str, Any]) -> bytes:
+        return ",".join(f'{name}="{label_value(value)}"' for name, value in labels.items()).encode()
 
-    def _of(self, row: Any) -> list[int]:
-        """The sums that a row belongs to."""
-        key = row[2]
-        labels = self._labels.get(key)
-        if labels is None:
-            if len(self._labels) >= KEPT:
-                self._labels.clear()  # most are of rows that are gone
-            labels = self._labels[key] = self._written(self._members(row))
-        sums = self._sums.get(labels)
-        if sums is None:
-            if len(self._sums) > self._limit:
-                self._limited += 1
-                return self._sums[self._rest]
-            sums = self._sums[labels] = [0, 0, 0]
-        return sums
+    def _of(self, row: Any) -> Optional[list[int]]:
+        """The sums that a row belongs to, None if there are too many."""
+        labels = self._written(self._members(row))
+        if labels not in self._sums and len(self._sums) > self._limit:
+            return None
+        return self._sums.setdefault(labels, [0, 0, 0])
 
     def add(self, rows: Sequence[Any], missed: int) -> None:
         """Add an interval: its rows, and how many events were missed."""
         for sums in self._sums.values():
             sums[2] = 0
+        known, self._known = self._known, {}
         for row in rows:
-            sums = self._of(row)
+            key = row[2]
+            found = self._known[key] = known[key] if key in known else self._of(row)
+            self._limited += found is None
+            sums = self._rest if found is None else found
             sums[0] += row[0]
             sums[1] += row[1]
             sums[2] += self._rows.count((row,))
         self._missed += missed
 
-    def text(self) -> str:
+    def page(self) -> bytes:
         """All of them, for Prometheus."""
-        lines: list[str] = []
+        page = bytearray()
         for place, (name, kind, text) in enumerate(OF_SERIES):
-            lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
-            lines += [f"{name}{{{labels}}} {s[place]}" for labels, s in self._sums.items()]
-        for name, kind, text, labels, value in (
-            ("missed_events_total", "counter", "Events that were not counted.", "", self._missed),
+            page += _head(name, kind, text)
+            line = name.encode() + b"{%b} %d\n"
+            for labels, sums in self._sums.items():
+                page += line % (labels, sums[place])
+        for name, kind, text, value in (
             (
-                *("series_limited_total", "counter"),
-                "Rows of an interval that were summed up as other, for want of series.",
-                *("", self._limited),
+                "tcptop_missed_events_total",
+                "counter",
+                "Events that were not counted.",
+                self._missed,
             ),
-            ("build_info", "gauge", "The version of tcptop.", f'{{version="{VERSION}"}}', 1),
+            (
+                *("tcptop_series_limited_total", "counter"),
+                "Rows of an interval that were summed up as other, for want of series.",
+                self._limited,
+            ),
         ):
-            lines += [f"# HELP tcptop_{name} {text}", f"# TYPE tcptop_{name} {kind}"]
-            lines.append(f"tcptop_{name}{labels} {value}")
-        return "\n".join([*lines, ""])
+            page += _head(name, kind, text) + f"{name} {value}\n".encode()
+        page += _head("tcptop_build_info", "gauge", "The version of tcptop.")
+        page += f'tcptop_build_info{{version="{VERSION}"}} 1\n'.encode()
+        return bytes(page)
 
 
 class Textfile:
@@ -126,11 +132,11 @@ class Textfile:
         # What tells our last file from that of another writer.
         self._last: Optional[tuple[int, int]] = None
 
-    def replace(self, text: str) -> None:
-        """Have the file hold this text. Raises Failure, and then it is as it was."""
+    def replace(self, data: bytes) -> None:
+        """Have the file hold this. Raises Failure, and then it is as it was."""
         try:
             others = self._last and self._last != self._identity()
-            self._write(text.encode())
+            self._write(data)
             self._last = self._identity()
         except OSError as error:
             with suppress(OSError):
@@ -167,7 +173,7 @@ class Exporter:
     def __init__(self, file: Textfile, series: Series) -> None:
         """Raises Failure if the file cannot be written."""
         self._file, self._series, self._complaint = file, series, ""
-        file.replace(series.text())
+        file.replace(series.page())
 
     def add(self, rows: Sequence[Any], missed: int) -> str:
         """Add an interval and write the file; what went wrong, if that is not as it was before.
@@ -177,7 +183,7 @@ class Exporter:
         self._series.add(rows, missed)
         before, self._complaint = self._complaint, ""
         try:
-            self._file.replace(self._series.text())
+            self._file.replace(self._series.page())
         except Failure as error:
             self._complaint = str(error)
         return self._complaint if self._complaint != before else ""

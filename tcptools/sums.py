@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Optional
 
 from tcptools import session
 from tcptools.report import IP_VERSION, UnitOf, plain
-from tcptools.session import AF_INET, IDENTITY, KEPT, NO_UID, Session, address, name
+from tcptools.session import AF_INET, IDENTITY, NO_UID, Session
 from tcptools.table import Column, cut, ends, fixed
 
 # What all sessions moved that have the same values: bytes received and sent, the values, in the
@@ -21,6 +21,10 @@ Sum = tuple[int, int, tuple[Any, ...], int]
 MAPPED = bytes(10) + b"\xff\xff"
 # What stands for the values of several rows, if these are texts.
 OTHER = "other"
+# What is kept of rows, because the next interval has most of them again: a kilobyte each at most.
+KEPT = 4096
+# Rows are kept, so what they are made of need not be.
+address, name = session.address.__wrapped__, session.name.__wrapped__
 
 
 class Field(NamedTuple):
@@ -123,12 +127,33 @@ class _Groups(dict[Any, list[int]]):
         self._unit_of = unit_of
         self._ranges = _ranges(part for field in self._fields for part in field.parts)
         self.key: Callable[[bytes], Any] = itemgetter(*self._ranges)
+        # Those of keys that were looked up some time ago, see age().
+        self._older: dict[Any, list[int]] = {}
         self.by_values: dict[tuple[Any, ...], list[int]] = {}
         headings = [column.heading for field in self._fields for column in field.columns]
         # process and comm have a column in common.
         self._places = [headings.index(heading) for heading in dict.fromkeys(headings)]
 
+    def forget(self) -> None:
+        """Units are others than before."""
+        for known in (self, self._older, self.by_values):
+            known.clear()
+
+    def age(self, used: int) -> None:
+        """Forget what was not looked up since the last time, if it is more than KEPT for sure: no
+        more keys than `used` were looked up now.
+        """
+        if len(self) <= KEPT + used:
+            return
+        self._older = dict(self)
+        self.clear()
+        there = set(map(id, self._older.values()))
+        self.by_values = {v: sums for v, sums in self.by_values.items() if id(sums) in there}
+
     def __missing__(self, key: Any) -> list[int]:
+        if key in self._older:
+            self[key] = self._older[key]
+            return self[key]
         packed = bytearray(IDENTITY.size)
         for place, part in zip(self._ranges, key if len(self._ranges) > 1 else (key,)):
             packed[place] = part
@@ -162,8 +187,7 @@ class Sums:
 
     def forget(self) -> None:
         """Units are others than before."""
-        self._groups.clear()
-        self._groups.by_values.clear()
+        self._groups.forget()
 
     def of(self, sessions: Sequence[Session]) -> list[Sum]:
         """The sums of an interval's sessions, in no order."""
@@ -175,10 +199,9 @@ class Sums:
             sums[1] += sent
             sums[2] += 1
         made = [(rx, tx, row, count) for row, (rx, tx, count) in groups.by_values.items() if count]
-        if len(groups) > KEPT:
-            self.forget()  # most are of sessions that are gone
         for sums in groups.by_values.values():
             sums[0] = sums[1] = sums[2] = 0
+        groups.age(len(sessions))
         return made
 
     def made(self, key: tuple[Any, ...], received: int, sent: int, count: int) -> Sum:

@@ -45,8 +45,8 @@ FILEID_KERNFS = 0xFE
 # The id of the root of the hierarchy, and what stands for none.
 _NOWHERE = (bytes(8), (1).to_bytes(8, "big"))
 # How many outputs a name outlives its last use at least, and how many names are kept if more
-# cgroups than that are not in use; about 200 bytes each.
-GENERATION, LIMIT = 64, 8192
+# cgroups than that are not in use: about 200 bytes each, a kilobyte if they are as long as can be.
+GENERATION, LIMIT = 64, 4096
 
 
 def unit(path: str, links: Optional[Mapping[str, str]] = None) -> str:

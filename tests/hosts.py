@@ -67,7 +67,7 @@ class Host:
             if self._random.random() < 0.2:
                 self._sets.append(self._new(len(self._sets)))
             self._move(self._random.sample(self._sets, len(self._sets) // 10))
-            return self._series.text().encode()
+            return self._series.page()
 
 
 class Pages(BaseHTTPRequestHandler):

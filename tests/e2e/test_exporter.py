@@ -23,6 +23,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RULES = ROOT / "examples/tcptop.rules.yml"
+DASHBOARD = ROOT / "examples/tcptop-dashboard.json"
 PATIENCE = 30
 # Names itself, opens a session, and then sends what it reads from standard input that it is to.
 CLIENT = """
@@ -118,7 +119,7 @@ class Stack:
         rules = RULES.read_text(encoding="utf-8").replace("15s", "1s")
         (directory / "rules.yml").write_text(rules)
         (directory / "prometheus.yml").write_text(
-            "global: {scrape_interval: 1s}\n"
+            "global: {scrape_interval: 1s, evaluation_interval: 1s}\n"
             "rule_files: [rules.yml]\n"
             "scrape_configs:\n"
             f"  - {{job_name: node, static_configs: [{{targets: ['127.0.0.1:{node}']}}]}}\n"
@@ -152,13 +153,15 @@ class Stack:
         until(lambda: self.query("min(timestamp(up))", True) > wanted, "scrape")
         time.sleep(2.5)
 
+    def get(self, path, **parameters):
+        """The data of an answer."""
+        url = f"http://127.0.0.1:{self.port}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
+        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+            return json.load(answer)["data"]
+
     def query(self, text, one=False):
         """{comm: value}, or the only value."""
-        url = f"http://127.0.0.1:{self.port}/api/v1/query?" + urllib.parse.urlencode(
-            {"query": text}
-        )
-        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
-            found = json.load(answer)["data"]["result"]
+        found = self.get("query", query=text)["result"]
         values = {each["metric"].get("comm", ""): float(each["value"][1]) for each in found}
         return values[""] if one else values
 
@@ -252,3 +255,36 @@ def test_two_in_one_directory(stack, clients):
         except urllib.error.HTTPError as error:
             text = error.read().decode()
         assert re.search("was collected before|node_textfile_scrape_error 1", text)
+
+
+def panels():
+    """What each panel of the dashboard asks for, and what it calls the series."""
+    for panel in json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]:
+        for target in panel["targets"]:
+            yield panel["title"], target["expr"], re.findall(r"{{(.*?)}}", target["legendFormat"])
+
+
+def test_the_dashboard_and_the_rules_find_what_they_look_for(stack, clients):
+    subprocess.run(["promtool", "check", "rules", RULES], check=True, stdout=subprocess.DEVNULL)
+    port = str(clients.server.getsockname()[1])
+    with stack.exporter("--by", "unit,comm,remote", "-D", port):
+        for _ in range(3):
+            clients.send("alpha", 10_007)
+            stack.scraped()
+        stack.scraped()
+        hosts = stack.get("label/instance/values", **{"match[]": "tcptop_build_info"})
+        assert hosts == stack.get("label/instance/values") and len(hosts) == 1
+        # As Grafana inserts it, between quotes.
+        for instance in (".*", re.escape(hosts[0]).replace("\\", "\\\\")):
+            for title, text, names in panels():
+                asked = text.replace("$instance", instance).replace("$__rate_interval", "1m")
+                assert "$" not in asked
+                found = stack.get("query", query=asked)["result"]
+                assert found, (title, asked)
+                assert all(name in one["metric"] for one in found for name in names), found
+                if "send" in title or "move" in title.split() or "Remote" in title:
+                    assert max(float(one["value"][1]) for one in found) > 0, title
+    for group in stack.get("rules")["groups"]:
+        for rule in group["rules"]:
+            assert (rule["health"], rule.get("lastError")) == ("ok", None), rule
+            assert rule.get("state", "inactive") == "inactive", rule

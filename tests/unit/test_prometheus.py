@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from made import session
 from prometheus_client.parser import text_string_to_metric_families
 
-from tcptools import VERSION, Failure, prometheus
+from tcptools import VERSION, Failure, sums
 from tcptools.options import Tcptop, parse
 from tcptools.prometheus import LONGEST, Exporter, Series, Textfile, label_value
 from tcptools.sums import FIELDS, Sums
@@ -25,6 +25,7 @@ LIMITED, BUILD = "tcptop_series_limited_total", "tcptop_build_info"
 def samples(text):
     """{name of a sample: {its labels: its value}}, as Prometheus' parser reads them."""
     found = {}
+    text = text.decode() if isinstance(text, bytes) else text
     for family in text_string_to_metric_families(text):
         assert family.documentation
         for one in family.samples:
@@ -54,7 +55,7 @@ def test_the_text():
     kind = Sums(["unit", "comm"], lambda _: "ssh.service")
     series = Series(kind, 500)
     series.add(kind.of([session(1201, 220160), session(1, 0, ports=(22, 1))]), 3)
-    assert series.text() == (
+    assert series.page().decode() == (
         "# HELP tcptop_received_bytes_total Bytes that processes took from TCP.\n"
         "# TYPE tcptop_received_bytes_total counter\n"
         'tcptop_received_bytes_total{unit="other",comm="other"} 0\n'
@@ -85,7 +86,7 @@ def test_counters_are_since_the_start_and_sessions_of_the_last_interval():
     series = Series(kind, 500)
     for names, missed in (([b"a", b"a", b"b"], 1), ([b"b"], 2), ([], 0)):
         series.add(comms(names, kind, 5), missed)
-        found = samples(series.text())
+        found = samples(series.page())
         if names == [b"b"]:
             assert found[SESSIONS][labels(comm="b")] == 1
     assert found[RECEIVED] == {labels(comm="other"): 0, labels(comm="a"): 10, labels(comm="b"): 10}
@@ -99,7 +100,7 @@ def test_a_series_stays_and_what_comes_later_is_in_other():
     series = Series(Sums(["comm"], lambda _: "-"), 2)
     for names in ([b"a", b"b"], [b"c"], [b"c", b"d", b"a"]):
         series.add(comms(names), 0)
-    found = samples(series.text())
+    found = samples(series.page())
     assert found[RECEIVED] == {labels(comm="other"): 3, labels(comm="a"): 2, labels(comm="b"): 1}
     assert found[SESSIONS] == {labels(comm="other"): 2, labels(comm="a"): 1, labels(comm="b"): 0}
     assert found[LIMITED] == {(): 3}
@@ -108,7 +109,7 @@ def test_a_series_stays_and_what_comes_later_is_in_other():
 def test_who_is_called_other_is_in_other_and_takes_no_room():
     series = Series(Sums(["comm"], lambda _: "-"), 1)
     series.add(comms([b"other", b"a"]), 0)
-    found = samples(series.text())
+    found = samples(series.page())
     assert found[RECEIVED] == {labels(comm="other"): 1, labels(comm="a"): 1}
     assert found[LIMITED] == {(): 0}
 
@@ -116,7 +117,7 @@ def test_who_is_called_other_is_in_other_and_takes_no_room():
 def test_numbers_are_other_too():
     by = list(FIELDS)
     series = Series(Sums(by, lambda _: "-"), 1)
-    [rest] = samples(series.text())[RECEIVED]
+    [rest] = samples(series.page())[RECEIVED]
     assert {value for _, value in rest} == {"other"}
     assert [name for name, _ in rest] == [
         "pid", "comm", "unit", "user", "laddr", "raddr", "lport", "rport", "family",
@@ -126,7 +127,7 @@ def test_numbers_are_other_too():
 def test_labels_that_look_the_same_are_one_series():
     series = Series(Sums(["comm"], lambda _: "-"), 9)
     series.add(comms([b"a\x1b", b"a\xff", b"a\x07", b"a?"]), 0)
-    assert samples(series.text())[RECEIVED][labels(comm="a?")] == 4
+    assert samples(series.page())[RECEIVED][labels(comm="a?")] == 4
 
 
 @pytest.mark.parametrize(
@@ -153,8 +154,7 @@ def test_any_name_can_be_read_again(unit, comm):
     kind = Sums(["unit", "comm"], lambda _: unit)
     series = Series(kind, 1)
     series.add(kind.of([session(3, 4, comm=comm)]), 0)
-    text = series.text()
-    text.encode("utf-8")
+    text = series.page().decode()
     assert len(text) < 3 * 4 * LONGEST + 2000
     assert all(line.isprintable() for line in text.split("\n"))
     found = samples(text)[RECEIVED]
@@ -178,19 +178,19 @@ intervals = st.lists(
 
 @given(intervals, st.integers(1, 5), st.sampled_from([1, 3, 65536]))
 def test_the_sum_is_exact_at_any_time_and_no_counter_ever_falls(some, limit, kept):
-    before_kept, prometheus.KEPT = prometheus.KEPT, kept
+    before_kept, sums.KEPT = sums.KEPT, kept
     try:
         kind = Sums(["comm", "family"], lambda _: "-")
         series = Series(kind, limit)
         received = sent = all_missed = 0
-        before = samples(series.text())
+        before = samples(series.page())
         for moved, missed in some:
             made = [session(rx, tx, comm=c, ports=(1, i)) for i, (c, rx, tx) in enumerate(moved)]
             series.add(kind.of(made), missed)
             received += sum(rx for _, rx, _ in moved)
             sent += sum(tx for _, _, tx in moved)
             all_missed += missed
-            now = samples(series.text())
+            now = samples(series.page())
             assert sum(now[RECEIVED].values()) == received
             assert sum(now[SENT].values()) == sent
             assert sum(now[SESSIONS].values()) == len(moved)
@@ -203,7 +203,7 @@ def test_the_sum_is_exact_at_any_time_and_no_counter_ever_falls(some, limit, kep
             assert len(now[RECEIVED]) <= limit + 1
             before = now
     finally:
-        prometheus.KEPT = before_kept
+        sums.KEPT = before_kept
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not here")
@@ -212,7 +212,7 @@ def test_promtool_finds_nothing():
     series.add(comms([b'a\n"\\', b"\xff\x1b", "жук".encode()]), 1)
     done = subprocess.run(
         ["promtool", "check", "metrics"],
-        input=series.text(), capture_output=True, text=True, check=False,
+        input=series.page().decode(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -226,9 +226,9 @@ def test_a_file_is_replaced_whole_and_everyone_may_read_it(tmp_path):
     assert not path.exists()
     old = os.umask(0o077)
     try:
-        file.replace("first\n")
+        file.replace(b"first\n")
         with open(path, encoding="utf-8") as opened:
-            file.replace("second\n")
+            file.replace(b"second\n")
             assert opened.read() == "first\n", "who reads it has all of the one before"
     finally:
         os.umask(old)
@@ -243,7 +243,7 @@ def test_a_file_in_the_working_directory_that_is_renamed(tmp_path, monkeypatch):
     file = Textfile("a.prom")
     monkeypatch.chdir("/")
     os.rename(tmp_path / "d", tmp_path / "e")
-    file.replace("text\n")
+    file.replace(b"text\n")
     assert (tmp_path / "e/a.prom").read_text() == "text\n"
 
 
@@ -273,7 +273,7 @@ def test_a_link_is_replaced_rather_than_followed(tmp_path):
     (tmp_path / "a.prom").symlink_to("victim")
     (tmp_path / f".a.prom.{os.getpid()}").symlink_to("victim")
     file = Textfile(f"{tmp_path}/a.prom")
-    file.replace("text\n")
+    file.replace(b"text\n")
     assert os.listdir(tmp_path) == ["a.prom"]
     assert not (tmp_path / "a.prom").is_symlink()
 

@@ -146,7 +146,24 @@ def test_an_interval_has_nothing_of_those_before(by, monkeypatch):
     kind = Sums([by], unit_of)
     for some in (SOME, [SSH], [], SOME[::-1], SOME[:2]):
         assert sorted(kind.of(some)) == sorted(Sums([by], unit_of).of(some))
-        assert len(kind._groups) <= 2 and len(kind._groups.by_values) <= 2
+        assert len(kind._groups) <= 2 + len(some)
+
+
+def test_what_is_kept_of_rows_that_are_gone_is_bounded(monkeypatch):
+    monkeypatch.setattr("tcptools.sums.KEPT", 4)
+    kind = Sums(["process"], unit_of)
+    for number in range(50):
+        # Three that stay, and a new one.
+        some = [session(1, number, pid=pid) for pid in (1, 2, 3, 100 + number)]
+        assert sorted(kind.of(some)) == [(1, number, (pid, "sshd"), 1) for _, _, (pid, _), _ in
+                                         sorted(Sums(["process"], unit_of).of(some))]  # fmt: skip
+        groups = kind._groups
+        assert len(groups) + len(groups._older) <= 24 and len(groups.by_values) <= 24
+    # Keys of one row are forgotten as those of others are.
+    kind = Sums(["comm", "unit"], unit_of)
+    for number in range(50):
+        assert kind.of([session(1, 1, pid=number)]) == [(1, 1, ("sshd", "-"), 1)]
+        assert len(kind._groups) + len(kind._groups._older) <= 12
 
 
 def test_users(monkeypatch):
