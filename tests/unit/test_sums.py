@@ -146,6 +146,7 @@ def test_an_interval_has_nothing_of_those_before(by, monkeypatch):
     kind = Sums([by], unit_of)
     for some in (SOME, [SSH], [], SOME[::-1], SOME[:2]):
         assert sorted(kind.of(some)) == sorted(Sums([by], unit_of).of(some))
+        kind.of([])
         assert len(kind._groups) <= 2 and len(kind._groups.by_values) <= 2
 
 
