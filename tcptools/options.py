@@ -43,6 +43,8 @@ class Option(Generic[Value_co]):
     const: Optional[Value_co] = None
     metavar: str = ""
     choices: tuple[str, ...] = ()
+    # What its argument is a list of, separated by commas.
+    words: tuple[str, ...] = ()
     # What a shell may offer for the argument.
     offer: Literal["", "pids", "files", "directories"] = ""
     # Whether the values of several uses, which are tuples then, are taken together.
@@ -127,7 +129,7 @@ class Tcptop(Common):
         const=True))
     by: tuple[str, ...] = row(OUTPUT, (), Option(
         ("-b", "--by"), f"one row for all sessions that agree in these: {', '.join(FIELDS)}",
-        some_of(FIELDS), metavar="FIELD[,FIELD...]", adds_up=True))
+        some_of(FIELDS), metavar="FIELD[,FIELD...]", words=tuple(FIELDS), adds_up=True))
     sort: str = row(OUTPUT, "all", Option(
         ("-s", "--sort"), "what to sort by, largest first (default: all)", str,
         choices=tuple(SORT_ORDERS)))
