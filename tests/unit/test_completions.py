@@ -76,7 +76,9 @@ def test_every_option_is_offered_with_its_help_and_choices(shell, command):
     text = completion(shell, command, command)
     offered = {"bash": in_bash, "zsh": in_zsh, "fish": in_fish}[shell](text)
     assert offered == {
-        flag: (one.help, one.choices or one.words) for one in visible(KINDS[command]) for flag in one.flags
+        flag: (one.help, one.choices or one.words)
+        for one in visible(KINDS[command])
+        for flag in one.flags
     }
     assert "--ebpf" not in text
 
