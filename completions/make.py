@@ -32,8 +32,8 @@ BASH = """\
 {function}()
 {{
     local IFS=$' \\t\\n' cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD - 1]}}
-    local list= words=
-    local -a pids options=(
+    local list= words= word
+    local -a pids there options=(
 {options}
     )
 
@@ -56,11 +56,20 @@ BASH = """\
 }} &&
     complete -F {function} {name}
 """
+# What comes before the last comma stays, and is not offered again.
+BASH_LIST = """
+list=${cur%"${cur##*,}"}
+cur=${cur##*,}
+IFS=, read -ra there <<<"$list"
+for word in "${there[@]}"; do
+    words=" $words "
+    words=${words/ "$word" / }
+done"""
 BASH_OFFERS = {
     "": "return",
     "files": "compopt -o default\nreturn",
     "directories": "compopt -o dirnames\nreturn",
-    "pids": 'pids=(/proc/[0-9]*)\nwords=${pids[*]##*/}\nlist=${cur%"${cur##*,}"}\ncur=${cur##*,}',
+    "pids": f"pids=(/proc/[0-9]*)\nwords=${{pids[*]##*/}}{BASH_LIST}",
 }
 
 
@@ -71,8 +80,11 @@ def bash(name: str, table: list[Row]) -> str:
     # What is done for an argument, and the options whose argument it is.
     cases: dict[str, list[str]] = {}
     for one in (one for one in shown if one.convert):
-        words = quote(" ".join(one.choices))
-        action = f"words={words}" if one.choices else BASH_OFFERS[one.offer]
+        action = BASH_OFFERS[one.offer]
+        if one.choices or one.words:
+            action = (
+                f"words={quote(' '.join(one.choices or one.words))}{BASH_LIST * bool(one.words)}"
+            )
         cases.setdefault(action, []).extend(one.flags)
     return BASH.format(
         name=name,
@@ -104,6 +116,8 @@ def zsh(name: str, table: list[Row]) -> str:
 def zsh_specification(flag: str, one: Option[Any], its: Row) -> str:
     """What _arguments takes for one flag of an option, or for a positional argument."""
     action = f"({' '.join(one.choices)})" if one.choices else ZSH_OFFERS[one.offer]
+    if one.words:
+        action = f"_values -s , {one.argument.partition('[')[0]} {' '.join(one.words)}"
     if not flag:
         return f"::{escaped(one.help)}:{action}"
     # What is offered no longer once it is there.
@@ -138,6 +152,9 @@ def fish(name: str, table: list[Row]) -> str:
                     words += ["-n", f"not __fish_contains_opt {' '.join(fish_flags(other))}"]
             if one.choices:
                 words += ["-x", "-a", " ".join(one.choices)]
+            elif one.words:
+                listed = f'"string split , {",".join(one.words)}"'
+                words += ["-x", "-a", f"(__fish_complete_list , {listed})"]
             elif one.convert:
                 words += FISH_OFFERS[one.offer]
             calls.append([*words, "-d", one.help])

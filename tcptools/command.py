@@ -16,7 +16,8 @@ from typing import Any, Optional
 from tcptools import Failure, kernel
 from tcptools.csource import Tool, first_text
 from tcptools.kernel import Scope
-from tcptools.options import Options, name_of, parse
+from tcptools.options import Options, name_of
+from tcptools.parser import parse
 from tcptools.report import plain
 
 # What ends an interval early.

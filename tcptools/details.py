@@ -65,4 +65,4 @@ def of_session(picture: Picture, row: Any, unit_of: UnitOf) -> list[Fact]:
     ]
     if total:
         facts.append(("first seen", f"at {total.since}"))
-    return facts + diagnosis.facts(diagnosis.diagnose(identity))
+    return facts + diagnosis.facts(identity)

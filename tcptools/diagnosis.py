@@ -2,7 +2,7 @@
 """What the kernel says of one session's socket now: one request of socket diagnosis."""
 
 import struct
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import NamedTuple, Optional
 
 from tcptools import Failure
@@ -41,28 +41,30 @@ class Diagnosis(NamedTuple):
 
 
 def diagnose(identity: bytes) -> Optional[Diagnosis]:
-    """A session's socket; None if there is none any more, or nobody who could be asked."""
+    """A session's socket; None if there is none any more, or nobody who could be asked.
+
+    Raises OSError if its network namespace is not known: another one may have the same addresses.
+    """
     pid = int.from_bytes(identity[PID], "big")
     names = b"".join(identity[part] for part in (LPORT, RPORT, LADDR, RADDR))
-    try:
-        with network_namespace_of(pid):
-            inquiry = Inquiry()
-        with closing(inquiry):
-            for block in inquiry.again([(identity[FAMILY][0], names + ANY)]):
-                # Where the session has gone, the kernel finds the socket that listens there.
-                if bytes(block.data[ID_BEGIN:NAMES_END]) == names:
-                    [reading] = block.readings()
-                    unread, unacknowledged, _, _ = QUEUES.unpack(reading[2])
-                    info = INFO.unpack_from(block.data, block.layout.info)
-                    state = STATES[reading[0]] if reading[0] < len(STATES) else "?"
-                    return Diagnosis(state, unread, unacknowledged, *info)
-    except (OSError, Failure):
-        pass
+    with network_namespace_of(pid), suppress(OSError, Failure), closing(Inquiry()) as inquiry:
+        for block in inquiry.again([(identity[FAMILY][0], names + ANY)]):
+            # Where the session has gone, the kernel finds the socket that listens there.
+            if bytes(block.data[ID_BEGIN:NAMES_END]) == names:
+                [reading] = block.readings()
+                unread, unacknowledged, _, _ = QUEUES.unpack(reading[2])
+                info = INFO.unpack_from(block.data, block.layout.info)
+                state = STATES[reading[0]] if reading[0] < len(STATES) else "?"
+                return Diagnosis(state, unread, unacknowledged, *info)
     return None
 
 
-def facts(found: Optional[Diagnosis]) -> list[tuple[str, str]]:
+def facts(identity: bytes) -> list[tuple[str, str]]:
     """The same as names and texts."""
+    try:
+        found = diagnose(identity)
+    except OSError:
+        return [("socket", "-")]
     if not found:
         return [("socket", "closed, or not found")]
     window = f"{found.window} segments of {found.mss} bytes"

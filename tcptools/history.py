@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the live view knows of the past: pictures, each an interval and what came before it."""
 
+from array import array
 from collections.abc import Mapping, Sequence
+from copy import copy
 from heapq import nlargest
+from itertools import compress, count, islice, repeat
+from operator import itemgetter
 from typing import Any, NamedTuple, Optional
 
 from tcptools.report import Interval, Rows, UnitOf, no_unit, summary
-from tcptools.session import CGROUP, KEPT, PID, Session
+from tcptools.session import CGROUP, DECIDES_UNIT, KEPT, PID, Session
 from tcptools.units import NONE
 
 # Seconds that sparklines show.
@@ -26,8 +30,72 @@ class Total(NamedTuple):
     since: str
 
 
-# What becomes a Total; there are many, so they are plain tuples.
-AnyTotal = tuple[int, int, int, int, str]
+class _Places(dict[bytes, int]):
+    """The places of sessions, in their order; a new one has the next."""
+
+    def __missing__(self, identity: bytes) -> int:
+        place = self[identity] = len(self)
+        return place
+
+
+class Totals:
+    """All sessions since the start: the members of a Total as columns, since there are many.
+
+    A session has the same place in all of them. What never changes of it is shared with what is
+    made of this by after(), which appends to it; so a session that has a place there and none in
+    the other columns came later.
+    """
+
+    def __init__(self) -> None:
+        self.places = _Places()
+        self.received, self.sent, self.last = array("Q"), array("Q"), array("I")
+        self.first, self.since = array("I"), list[str]()
+
+    def __len__(self) -> int:
+        return len(self.received)
+
+    def get(self, identity: bytes) -> Optional[Total]:
+        """A session, if it is among them."""
+        place = self.places.get(identity, len(self))
+        if place >= len(self):
+            return None
+        moved = self.received[place], self.sent[place]
+        return Total(*moved, self.first[place], self.last[place], self.since[place])
+
+    def moved(self) -> list[Session]:
+        """What each has moved."""
+        return list(zip(self.received, self.sent, self.places))
+
+    def after(self, sessions: Sequence[Session], number: int, since: str) -> "Totals":
+        """The same after an interval."""
+        new, before = copy(self), len(self.places)
+        # Looking for them takes the most of it, so it is done once.
+        places = list(map(self.places.__getitem__, map(itemgetter(2), sessions)))
+        more = len(self.places) - before
+        self.first.extend(repeat(number, more))
+        self.since.extend(repeat(since, more))
+        for name in ("received", "sent", "last"):
+            column = getattr(self, name)
+            setattr(new, name, column + array(column.typecode, bytes(more * column.itemsize)))
+        received, sent, last = new.received, new.sent, new.last
+        for place, (rx, tx, _) in zip(places, sessions):
+            received[place] += rx
+            sent[place] += tx
+            last[place] = number
+        return new
+
+    def moved_last_in(self, number: int) -> list[bytes]:
+        """The sessions that have moved nothing after an interval, but something in that one."""
+        return list(compress(self.places, map(number.__eq__, self.last)))
+
+    def without(self, gone: bytearray) -> "Totals":
+        """The same without the sessions at whose places there is a 1."""
+        stay = bytes(1 - one for one in gone)
+        new = Totals()
+        new.places.update(zip(compress(self.places, stay), count()))
+        for name in ("received", "sent", "last", "first", "since"):
+            getattr(new, name).extend(compress(getattr(self, name), stay))
+        return new
 
 
 # Bytes received and sent, and how many sessions, by the keys of rows. By None are those that have
@@ -49,9 +117,9 @@ class Picture(NamedTuple):
     number: of the interval, from 1 up; head: the load-average line, if any; note: of what was
     not counted, if anything; length: in seconds; sessions: all of the interval, in no order;
     quiet: of those that moved something in the interval before and nothing in this one, the
-    identities; totals: of all sessions since the start, by identity; minute: the last one, of
-    which the latest moment is the last; forgotten: of sessions that are in no total any more, by
-    kinds of rows, what the rows of each have moved.
+    identities; totals: of all sessions since the start; minute: the last one, of which the latest
+    moment is the last; forgotten: of sessions that are in no total any more, by kinds of rows, what
+    the rows of each have moved.
     """
 
     number: int = 0
@@ -60,20 +128,17 @@ class Picture(NamedTuple):
     length: float = 1.0
     sessions: Sequence[Session] = ()
     quiet: Sequence[bytes] = ()
-    totals: Mapping[bytes, AnyTotal] = {}
+    totals: Totals = Totals()
     minute: Sequence[Moment] = ()
     forgotten: Mapping[Rows, Forgotten] = {}
 
     def total(self, identity: bytes) -> Optional[Total]:
         """A session since the start."""
-        found = self.totals.get(identity)
-        return Total(*found) if found else None
+        return self.totals.get(identity)
 
     def moved(self, total: bool) -> Sequence[Session]:
         """The sessions of the interval, or all of them with what they moved since the start."""
-        if not total:
-            return self.sessions
-        return [(each[0], each[1], identity) for identity, each in self.totals.items()]
+        return self.totals.moved() if total else self.sessions
 
     def moved_before(self, kind: Rows, total: bool) -> Forgotten:
         """By the keys of rows, what these moved besides."""
@@ -98,7 +163,12 @@ class History:
         self._unit_of, self._limit, self._rows_limit = unit_of, limit, rows_limit
         self.kinds: Sequence[Rows] = ()
         self._units: dict[bytes, str] = {}
-        self._last = Picture()
+        self._last = Picture(totals=Totals())
+
+    def _learn(self, new: Sequence[bytes]) -> None:
+        """Note the units of new sessions, as long as they are known."""
+        for one in dict(zip(map(DECIDES_UNIT, new), new)).values():
+            self.unit_of(one)
 
     def unit_of(self, identity: bytes) -> str:
         """The unit of a session, also if nobody knows its cgroup any more."""
@@ -114,25 +184,17 @@ class History:
     def add(self, interval: Interval, sessions: Sequence[Session], note: str = "") -> Picture:
         """The picture of an interval that has ended, with all of its sessions."""
         last = self._last
-        number, since = last.number + 1, interval.clock
-        totals = dict(last.totals)
-        received = sent = 0
-        for rx, tx, identity in sessions:
-            received += rx
-            sent += tx
-            old = totals.get(identity)
-            totals[identity] = (
-                (old[0] + rx, old[1] + tx, old[2], number, old[4])
-                if old
-                else (rx, tx, number, number, since)
-            )
-            if not old:
-                self.unit_of(identity)  # which learns it
-        quiet = [one for _, _, one in last.sessions if totals[one][3] != number]
+        number = last.number + 1
+        totals = last.totals.after(sessions, number, interval.clock)
+        self._learn(list(islice(totals.places, len(last.totals), None)))
+        quiet = totals.moved_last_in(number - 1)
         forgotten = last.forgotten
-        if len(totals) > self._limit:
-            gone = _forget(totals, number, self._limit)
-            forgotten = {kind: self._added(kind, gone) for kind in self.kinds}
+        if len(totals) > max(self._limit, len(sessions) + len(quiet)):
+            gone = _longest_quiet(totals, number, self._limit)
+            more = list(compress(totals.moved(), gone))
+            forgotten = {kind: self._added(kind, more) for kind in self.kinds}
+            totals = totals.without(gone)
+        received, sent = (sum(map(itemgetter(place), sessions)) for place in (0, 1))
         moment = Moment(interval.length, received / interval.length, sent / interval.length)
         self._last = Picture(
             number,
@@ -176,8 +238,13 @@ def _last_minute(moments: Sequence[Moment]) -> Sequence[Moment]:
     return moments[first:]
 
 
-def _forget(totals: dict[bytes, AnyTotal], number: int, limit: int) -> list[Session]:
-    """Forget sessions that were quiet for the longest; a quarter, for this takes its time."""
-    idle = sorted((each[3], one) for one, each in totals.items() if each[3] < number - 1)
-    gone = [one for _, one in idle[: len(totals) - limit * 3 // 4]]
-    return [(*totals.pop(one)[:2], one) for one in gone]
+def _longest_quiet(totals: Totals, number: int, limit: int) -> bytearray:
+    """The sessions to be forgotten, a 1 at the place of each: they were quiet for the longest.
+
+    A quarter has room then, for this takes its time.
+    """
+    idle = [(last, place) for place, last in enumerate(totals.last) if last < number - 1]
+    chosen = bytearray(len(totals))
+    for _, place in sorted(idle)[: len(totals) - limit * 3 // 4]:
+        chosen[place] = 1
+    return chosen

@@ -222,15 +222,22 @@ def network_namespaces() -> Iterator[None]:
 
 @contextmanager
 def network_namespace_of(pid: int) -> Iterator[None]:
-    """Be in the network namespace of a process, or stay in our own if that cannot be entered."""
+    """Be in the network namespace of a process. Raises OSError if that cannot be entered.
+
+    Of a process that is not known, or gone, it is ours if we may enter no other one.
+    """
     try:
         namespace = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY)
     except OSError:
+        if enters_namespaces():
+            raise
         yield
         return
     try:
         with _restored_namespace() as libc:
-            libc.setns(namespace, CLONE_NEWNET)
+            ours = os.path.samestat(os.fstat(namespace), os.stat("/proc/self/ns/net"))
+            if not ours and libc.setns(namespace, CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "setns")
             yield
     finally:
         os.close(namespace)

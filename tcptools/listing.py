@@ -3,8 +3,7 @@
 
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
-from heapq import nsmallest
+from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any, Optional
 
@@ -13,14 +12,19 @@ from tcptools.filters import Filtering
 from tcptools.history import Forgotten, Picture
 from tcptools.keys import State
 from tcptools.report import PLAIN, Rows, UnitOf, no_unit
-from tcptools.session import KEPT, SORT_ORDERS
+from tcptools.session import DECIDES_UNIT, KEPT, SORT_ORDERS
 from tcptools.table import visible
 
 # Seconds that sums and filters may take before an interval is drawn, and before a key is answered.
 PATIENCE, SHORT_PATIENCE = 0.5, 0.02
+# Of many rows, those that are looked at to know where in their order others are; and how many of
+# these more than by chance are needed, which is four standard deviations.
+SAMPLE, SPARE = 1024, 64
 # Sessions that are summed up between two looks at the clock.
 PORTION = 1024
 
+# What tells a row from others.
+KEY = itemgetter(2)
 # What a session is sorted by if not by its bytes, as far as its identity has it.
 PARTS = {
     "PID": itemgetter(session.PID),
@@ -32,6 +36,25 @@ PARTS = {
 MAPPED = "[::ffff:"
 
 
+def in_order(rows: Sequence[Any], first: int, end: int) -> Sequence[Any]:
+    """The rows from one place up to another in the order of their keys.
+
+    Of many rows, those are sorted that are between two keys of a sample, by their places in it.
+    """
+    step = len(rows) // SAMPLE
+    if step > 1 and first < end:
+        keys = list(map(KEY, rows))
+        sample = sorted(keys[::step])
+        low, high = first // step - SPARE, end // step + SPARE
+        least = sample[low] if low > 0 else min(keys)
+        most = sample[high] if high < len(sample) else max(keys)
+        between = [row for row, key in zip(rows, keys) if least <= key <= most]
+        before = sum(1 for key in keys if key < least)
+        if before <= first and end <= before + len(between):
+            rows, first, end = between, first - before, end - before
+    return sorted(rows, key=KEY)[first:end]
+
+
 class Ranking:
     """Rows in an order, of which only those are put in their places that are asked for.
 
@@ -39,11 +62,13 @@ class Ranking:
     the order of their own keys, so that they keep their places from one interval to the next.
     """
 
-    def __init__(self, rows: Sequence[Any], by: Callable[[Any], Any], largest: bool) -> None:
-        """`largest` is whether the largest is the first."""
-        self._rows, self._largest = rows, largest
-        self._sizes = list(map(by, rows))
-        self._sorted = sorted(self._sizes)
+    def __init__(self, rows: Sequence[Any], sizes: Sequence[Any], largest: bool) -> None:
+        """`sizes` are what decides, one for each row; `largest` is whether the largest is first."""
+        self._rows, self._sizes, self._largest = rows, sizes, largest
+        self._sorted = sorted(sizes)
+        # What was asked for last, which is asked for again.
+        self._part: tuple[Any, list[Any]] = (None, [])
+        self._place: tuple[Any, Optional[int]] = (None, None)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -57,36 +82,37 @@ class Ranking:
     def part(self, first: int, end: int) -> list[Any]:
         """The rows from one place up to another."""
         end = min(end, len(self))
-        if first >= end:
-            return []
-        ends = (first, end - 1)
-        if self._largest:
-            ends = (len(self) - end, len(self) - 1 - first)
-        least, most = (self._sorted[place] for place in ends)
-        found = [one for one in zip(self._rows, self._sizes) if least <= one[1] <= most]
-        before = self._before(most if self._largest else least)
-        return self._sorted_part(found, first - before, end - before)
+        if self._part[0] != (first, end):
+            self._part = ((first, end), self._found(first, end) if first < end else [])
+        return self._part[1]
 
-    def _sorted_part(self, found: list[tuple[Any, Any]], first: int, end: int) -> list[Any]:
-        """The same of some rows with their sizes. There may be many of the same size."""
-        groups: dict[Any, list[Any]] = {}
-        for row, size in found:
-            groups.setdefault(size, []).append(row)
+    def _found(self, first: int, end: int) -> list[Any]:
+        ends = (len(self) - end, len(self) - 1 - first) if self._largest else (first, end - 1)
+        least, most = (self._sorted[place] for place in ends)
+        # There may be many of the same size.
+        same: dict[Any, list[Any]] = {}
+        for row, size in zip(self._rows, self._sizes):
+            if least <= size <= most:
+                same.setdefault(size, []).append(row)
         made: list[Any] = []
-        for size in sorted(groups, reverse=self._largest):
-            left = end - len(made)
-            rows = groups[size]
-            few = left * 8 < len(rows)
-            made += nsmallest(left, rows, itemgetter(2)) if few else sorted(rows, key=itemgetter(2))
-        return made[first:end]
+        for size in sorted(same, reverse=self._largest):
+            before, rows = self._before(size), same[size]
+            made += in_order(rows, max(0, first - before), min(end - before, len(rows)))
+        return made
 
     def find(self, key: Any) -> Optional[int]:
         """The place of the row that has this key."""
-        for row, size in zip(self._rows, self._sizes):
-            if row[2] == key:
-                same = (one for one, its in zip(self._rows, self._sizes) if its == size)
-                return self._before(size) + sum(1 for one in same if one[2] < key)
-        return None
+        if self._place[0] != (key,):
+            self._place = ((key,), self._find(key))
+        return self._place[1]
+
+    def _find(self, key: Any) -> Optional[int]:
+        keys = list(map(KEY, self._rows))
+        if key not in keys:
+            return None
+        size = self._sizes[keys.index(key)]
+        same = (one for one, its in zip(keys, self._sizes) if its == size)
+        return self._before(size) + sum(1 for one in same if one < key)
 
 
 class Gathering:
@@ -158,7 +184,7 @@ class Listed:
         return next((self.live + i for i, row in enumerate(self.quiet) if row[2] == key), None)
 
 
-NOTHING = Ranking((), itemgetter(0), True)
+NOTHING = Ranking((), (), True)
 
 
 def texts(kind: Rows, row: Any, encoding: str = "utf-8") -> list[str]:
@@ -192,19 +218,26 @@ class Texts(dict[Any, str]):
         return text
 
 
-def sorting(kind: Rows, order: str, unit_of: UnitOf) -> tuple[Callable[[Any], Any], bool]:
-    """What rows are sorted by, and whether the largest is the first."""
+# Sort orders that have the largest first.
+LARGEST_FIRST = (*SORT_ORDERS, "SESSIONS")
+
+
+def sizes(kind: Rows, order: str, rows: Sequence[Any], unit_of: UnitOf) -> list[Any]:
+    """What rows are sorted by."""
     if order in SORT_ORDERS:
-        return SORT_ORDERS[order], True
-    if kind.type == "session":
-        if order == "UNIT":
-            return lambda row: unit_of(row[2]), False
-        part = PARTS[order]
-        return lambda row: part(row[2]), False
+        return list(map(SORT_ORDERS[order], rows))
     if order == "SESSIONS":
-        return itemgetter(3), True
-    place = [column.heading for column in kind.columns].index(order)
-    return lambda row: row[2][place], False
+        return list(map(itemgetter(3), rows))
+    keys = list(map(KEY, rows))
+    if kind.type != "session":
+        place = [column.heading for column in kind.columns].index(order)
+        return list(map(itemgetter(place), keys))
+    if order != "UNIT":
+        return list(map(PARTS[order], keys))
+    # There are fewer units than sessions.
+    deciding = list(map(DECIDES_UNIT, keys))
+    units = {its: unit_of(one) for its, one in dict(zip(deciding, keys)).items()}
+    return [units[its] for its in deciding]
 
 
 class Listing:
@@ -243,10 +276,10 @@ class Listing:
         if gathering.working:
             return Listed(NOTHING, working=True)
         filtering, quiet = self._filter(picture, state, gathering.rows, end)
-        by, largest = sorting(kind, state.order, self._unit_of)
-        largest = largest is not state.reverse
+        largest = (state.order in LARGEST_FIRST) is not state.reverse
         order = (self._filtered[0], state.order, largest, len(filtering.found))
         if self._ranked[0] != order:
+            by = sizes(kind, state.order, filtering.found, self._unit_of)
             self._ranked = (order, Ranking(filtering.found, by, largest))
         listed = Listed(
             self._ranked[1],

@@ -6,16 +6,11 @@ documents are held to them by tests. What is parsed is one of these dataclasses,
 changes.
 """
 
-import argparse
-import os
-import re
-import shlex
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, Generic, Literal, NamedTuple, NoReturn, Optional, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Optional, TypeVar
 
 from tcptools import VERSION
 from tcptools.session import AF_INET, AF_INET6, SORT_ORDERS
@@ -43,6 +38,8 @@ class Option(Generic[Value_co]):
     const: Optional[Value_co] = None
     metavar: str = ""
     choices: tuple[str, ...] = ()
+    # What its argument is a list of, separated by commas.
+    words: tuple[str, ...] = ()
     # What a shell may offer for the argument.
     offer: Literal["", "pids", "files", "directories"] = ""
     # Whether the values of several uses, which are tuples then, are taken together.
@@ -127,7 +124,7 @@ class Tcptop(Common):
         const=True))
     by: tuple[str, ...] = row(OUTPUT, (), Option(
         ("-b", "--by"), f"one row for all sessions that agree in these: {', '.join(FIELDS)}",
-        some_of(FIELDS), metavar="FIELD[,FIELD...]", adds_up=True))
+        some_of(FIELDS), metavar="FIELD[,FIELD...]", words=tuple(FIELDS), adds_up=True))
     sort: str = row(OUTPUT, "all", Option(
         ("-s", "--sort"), "what to sort by, largest first (default: all)", str,
         choices=tuple(SORT_ORDERS)))
@@ -218,8 +215,6 @@ examples:
 """,
     ),
 }
-# What other tools call an interval and a count.
-STRANGERS = "-[idn]|--(interval|delay|count|iterations)$"
 
 
 def name_of(kind: type[Common]) -> str:
@@ -268,65 +263,3 @@ def visible(kind: type[Common], *groups: str) -> list[Option[Any]]:
     """The options that users may know of, in the order of rows(), or those of some groups."""
     wanted = [each for each in rows(kind) if each.group in (groups or GROUPS)]
     return [one for each in wanted for one in each.options if not one.hidden]
-
-
-class _Action(argparse.Action):
-    """What an option does where the parser meets it; `const` is the option."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
-        one = self.const
-        if one in SHOWING:
-            with suppress(BrokenPipeError):
-                os.write(1, one.const(parser.kind).encode("ascii"))
-            sys.exit()
-        if one.adds_up:
-            values = tuple(dict.fromkeys([*(getattr(namespace, self.dest) or ()), *values]))
-        setattr(namespace, self.dest, values if one.convert else one.const)
-
-
-class _Parser(argparse.ArgumentParser):
-    """One whose errors are two lines: how the command is used, and what is wrong."""
-
-    def __init__(self, kind: type[Common]) -> None:
-        super().__init__(name_of(kind), TEXTS[kind][0], add_help=False, allow_abbrev=False)
-        self.kind = kind
-        for each in rows(kind):
-            group: Any = self.add_mutually_exclusive_group() if each.options[1:] else self
-            for one in each.options:
-                settings: dict[str, Any] = {"dest": each.name} if one.flags else {"nargs": "?"}
-                if one.convert:
-                    settings.update(type=one.convert, choices=one.choices or None)
-                else:
-                    settings.update(nargs=0)
-                group.add_argument(*one.flags or [each.name], action=_Action, const=one, **settings)
-
-    def refuse(self, rest: Sequence[str]) -> NoReturn:
-        """Exit for arguments that nothing is known of, and say what may have been meant."""
-        hint, name = "", rest[0].partition("=")[0]
-        flags = [each for one in visible(self.kind) for each in one.flags]
-        if longer := [each for each in flags if name[2:] and each.startswith(name)]:
-            hint = f"; did you mean {' or '.join(longer)}?"
-        elif visible(self.kind, ARGUMENTS) and re.match(STRANGERS, name):
-            hint = f"; interval and count stand alone: {self.prog} 5 10"
-        self.error(f"unrecognized arguments: {shlex.join(rest)}{hint}")
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with 2. What was typed stands in the message, and may hold anything."""
-        text = "".join(c if " " <= c <= "~" else "?" for c in message)
-        lines = f"usage: {self.usage}; see {self.prog} --help\n{self.prog}: error: {text}\n"
-        with suppress(OSError):
-            os.write(2, lines.encode("ascii"))
-        sys.exit(2)
-
-
-def parse(kind: type[Options], arguments: Optional[Sequence[str]] = None) -> Options:
-    """What a command line says. Exits with 2 if that is nothing.
-
-    --help and --version print and exit; raises OSError if standard output does not take it.
-    """
-    parser = _Parser(kind)
-    # Intermixed, as in tcptop 5 -C 10. A field of which nothing was said is None.
-    found, rest = parser.parse_known_intermixed_args(arguments)
-    if rest:
-        parser.refuse(rest)
-    return kind(**{name: value for name, value in vars(found).items() if value is not None})

@@ -52,6 +52,8 @@ IDENTITY = struct.Struct(f"{WHO.format}IQ")
 FAMILY, PID, LPORT, RPORT = slice(0, 1), slice(4, 8), slice(8, 10), slice(10, 12)
 LADDR, RADDR, COMM = slice(12, 28), slice(28, 44), slice(44, 60)
 UID, CGROUP = slice(60, 64), slice(64, 72)
+# What two sessions of the same unit have in common.
+DECIDES_UNIT = itemgetter(PID, CGROUP)
 # Where there is none, as for a session of which no process is known.
 NO_UID, NO_CGROUP = 0xFFFFFFFF, 0
 

@@ -5,18 +5,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Optional
 
+from tcptools.counters import WE_DONE, received_by, sent_by
 from tcptools.notices import LATE, Notice, Notices
 from tcptools.owners import Owner
 from tcptools.sockdiag import (
     AGES,
-    CLOSE_WAIT,
-    CLOSING,
     ESTABLISHED,
     FAMILY,
     FIN_WAIT1,
-    FIN_WAIT2,
     ID,
-    LAST_ACK,
     NAMES_END,
     PAIR,
     QUEUES,
@@ -26,41 +23,12 @@ from tcptools.sockdiag import (
     Reading,
 )
 
-# The peer's FIN has come: it is read if nothing is unread, and counted as a byte.
-PEER_DONE = frozenset((CLOSE_WAIT, LAST_ACK, CLOSING))
-# Our FIN stands in the send queue as a byte, until it is acknowledged.
-WE_DONE = frozenset((FIN_WAIT1, LAST_ACK, CLOSING))
 NAMES = NAMES_END - ID
 # Milliseconds: a socket that was at rest for so long did not change while it was looked at.
 AT_REST = 50
 # Seconds for which a socket that is not found any more is kept, to hear of its end; and where
 # there is no room.
 KEPT_GONE, KEPT_SHORT = 600.0, 2.0
-
-
-def received_by(state: int, unread: int, received: int) -> int:
-    """The bytes that a process has read.
-
-    tcpi_bytes_received counts the peer's FIN (tcp_rcv_nxt_update(), net/ipv4/tcp_input.c), and
-    so does idiag_rqueue until it is read (tcp_diag_get_info(), net/ipv4/tcp_diag.c).
-    """
-    return received - unread - (not unread and state in PEER_DONE)
-
-
-def sent_by(reading: Reading, state: int) -> int:
-    """The bytes that TCP has accepted from a process.
-
-    tcpi_bytes_sent has no FIN, but tcpi_notsent_bytes has it (write_seq - snd_nxt in
-    tcp_get_info(), net/ipv4/tcp.c). What is dropped on this host is sent again without being
-    retransmitted, so it is counted twice; then what is acknowledged and waits for that is the
-    truth, to the SYN of the one who connected.
-    """
-    _, _, queues, progress, unsent, sending = reading
-    sent, again = PAIR.unpack(sending)
-    total: int = sent - again + unsent - (unsent > 0 and state in WE_DONE)
-    most: int = PAIR.unpack(progress)[0] + QUEUES.unpack(queues)[1]
-    most -= state in WE_DONE or state == FIN_WAIT2
-    return total if total <= most else most - 1
 
 
 class Tcp:

@@ -114,11 +114,29 @@ def _ranges(parts: Iterable[slice]) -> list[slice]:
     return found
 
 
-class _Groups(dict[Any, list[int]]):
-    """The sums of an interval: bytes received and sent, and sessions.
+def _members(ranges: Iterable[slice]) -> struct.Struct:
+    """An identity of which only some ranges matter."""
+    text, end = "=", 0
+    for one in ranges:
+        text += f"{one.start - end}x{one.stop - one.start}s"
+        end = one.stop
+    return struct.Struct(f"{text}{IDENTITY.size - end}x")
 
-    By the keys of sessions, which are those ranges of an identity that matter. Different keys
-    may have the same values, as an address has that is also mapped, and then they have one sum.
+
+class _Sum:
+    """A sum that sessions of an interval are being added to, and the values that they agree in."""
+
+    __slots__ = ("count", "received", "sent", "values")
+
+    def __init__(self, values: tuple[Any, ...]) -> None:
+        self.values, self.received, self.sent, self.count = values, 0, 0, 0
+
+
+class _Groups(dict[tuple[Any, ...], _Sum]):
+    """Sums by the keys of sessions, which are those ranges of an identity that matter.
+
+    Different keys may have the same values, as an address has that is also mapped, and then they
+    have one sum.
     """
 
     def __init__(self, by: Sequence[str], unit_of: UnitOf) -> None:
@@ -126,10 +144,10 @@ class _Groups(dict[Any, list[int]]):
         self._fields = [FIELDS[field] for field in by]
         self._unit_of = unit_of
         self._ranges = _ranges(part for field in self._fields for part in field.parts)
-        self.key: Callable[[bytes], Any] = itemgetter(*self._ranges)
+        self.key = _members(self._ranges).unpack
         # Those of keys that were looked up some time ago, see age().
-        self._older: dict[Any, list[int]] = {}
-        self.by_values: dict[tuple[Any, ...], list[int]] = {}
+        self._older: dict[tuple[Any, ...], _Sum] = {}
+        self.by_values: dict[tuple[Any, ...], _Sum] = {}
         headings = [column.heading for field in self._fields for column in field.columns]
         # process and comm have a column in common.
         self._places = [headings.index(heading) for heading in dict.fromkeys(headings)]
@@ -147,15 +165,14 @@ class _Groups(dict[Any, list[int]]):
             return
         self._older = dict(self)
         self.clear()
-        there = set(map(id, self._older.values()))
-        self.by_values = {v: sums for v, sums in self.by_values.items() if id(sums) in there}
+        self.by_values = {its.values: its for its in self._older.values()}
 
-    def __missing__(self, key: Any) -> list[int]:
+    def __missing__(self, key: tuple[Any, ...]) -> _Sum:
         if key in self._older:
             self[key] = self._older[key]
             return self[key]
         packed = bytearray(IDENTITY.size)
-        for place, part in zip(self._ranges, key if len(self._ranges) > 1 else (key,)):
+        for place, part in zip(self._ranges, key):
             packed[place] = part
         identity = bytes(packed)
         cells: list[Any] = []
@@ -165,8 +182,11 @@ class _Groups(dict[Any, list[int]]):
             else:
                 cells.append(self._unit_of(identity))
         found = tuple([cells[place] for place in self._places])
-        sums = self[key] = self.by_values.setdefault(found, [0, 0, 0])
-        return sums
+        its = self.by_values.get(found)
+        if its is None:
+            its = self.by_values[found] = _Sum(found)
+        self[key] = its
+        return its
 
 
 class Sums:
@@ -193,14 +213,18 @@ class Sums:
         """The sums of an interval's sessions, in no order."""
         groups = self._groups
         # What is done for each session is done by as little Python as it takes.
-        found = map(groups.__getitem__, map(groups.key, map(itemgetter(2), sessions)))
-        for (received, sent, _), sums in zip(sessions, found):
-            sums[0] += received
-            sums[1] += sent
-            sums[2] += 1
-        made = [(rx, tx, row, count) for row, (rx, tx, count) in groups.by_values.items() if count]
-        for sums in groups.by_values.values():
-            sums[0] = sums[1] = sums[2] = 0
+        found = list(map(groups.__getitem__, map(groups.key, map(itemgetter(2), sessions))))
+        different = set(found)
+        if len(different) == len(found):
+            made = [(rx, tx, its.values, 1) for (rx, tx, _), its in zip(sessions, found)]
+        else:
+            for its in different:
+                its.received = its.sent = its.count = 0
+            for (received, sent, _), its in zip(sessions, found):
+                its.received += received
+                its.sent += sent
+                its.count += 1
+            made = [(its.received, its.sent, its.values, its.count) for its in different]
         groups.age(len(sessions))
         return made
 

@@ -106,8 +106,8 @@ def settle(state: State, picture: Picture, listed: Listed, columns: int, lines: 
     place = max(0, min(place + rows + windows * room, len(listed) - 1))
     top = max(place - room + 1, min(state.top + windows * room, place))
     top = max(0, min(top, len(listed) - room))
-    [row] = listed.part(place, 1)
-    return replace(state, selected=row[2], place=place, top=top)
+    selected = listed.part(top, room)[place - top][2]
+    return replace(state, selected=selected, place=place, top=top)
 
 
 def scroll(state: State, length: int, lines: int) -> State:

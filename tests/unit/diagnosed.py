@@ -13,7 +13,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from tcptools import kernel
-from tcptools.options import Tcptop, parse
+from tcptools.options import Tcptop
+from tcptools.parser import parse
 from tcptools.session import identify
 from tcptools.sources.diag import Diag
 

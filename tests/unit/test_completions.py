@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tcptools.options import Tcplife, Tcptop, name_of, visible
+from tcptools.sums import FIELDS
 
 MAKE = Path(__file__).resolve().parents[2] / "completions/make.py"
 completion = runpy.run_path(str(MAKE))["completion"]
@@ -44,7 +45,7 @@ def in_zsh(text):
             flag, help, action = re.fullmatch(
                 r"(?:\*|\([^)]*\))(-[-\w]+)[+=]?\[(.*?)\](:.*)?", word
             ).groups()
-            choices = re.search(r":\((.*)\)$", action or "")
+            choices = re.search(r":(?:\(|_values -s , \S+ )(.*?)\)?$", action or "")
             found[flag] = (
                 re.sub(r"\\(.)", r"\1", help),
                 tuple(choices[1].split() if choices else ()),
@@ -63,6 +64,8 @@ def in_fish(text):
         values = dict(pairs)
         offered = values.get("-a", "(")
         choices = () if offered.startswith("(") else tuple(offered.split())
+        if several := re.search(r'"string split , (.*)"', offered):
+            choices = tuple(several[1].split(","))
         found.update(dict.fromkeys(flags, (values["-d"], choices)))
     return found
 
@@ -73,7 +76,9 @@ def test_every_option_is_offered_with_its_help_and_choices(shell, command):
     text = completion(shell, command, command)
     offered = {"bash": in_bash, "zsh": in_zsh, "fish": in_fish}[shell](text)
     assert offered == {
-        flag: (one.help, one.choices) for one in visible(KINDS[command]) for flag in one.flags
+        flag: (one.help, one.choices or one.words)
+        for one in visible(KINDS[command])
+        for flag in one.flags
     }
     assert "--ebpf" not in text
 
@@ -148,6 +153,13 @@ def test_bash_offers_choices():
     assert candidates("--probe", "f") == ["fentry"]
 
 
+def test_bash_offers_what_is_listed_also_after_a_comma():
+    assert candidates("--by", "") == list(FIELDS)
+    assert candidates("-b", "unit,co") == ["unit,comm"]
+    assert candidates("--by", "=", "lport,r") == ["lport,remote", "lport,rport"]
+    assert "unit,unit" not in candidates("-Cb", "unit,"), "which is an error"
+
+
 def test_bash_offers_processes_also_after_a_comma():
     mine = str(os.getpid())
     assert mine in candidates("-p", "")
@@ -213,7 +225,8 @@ def test_fish_completes():
     if not shutil.which("fish"):
         pytest.skip("fish is not installed here; its text is checked above all the same")
     script = completion("fish", "tcptop", "tcptop")
-    script += 'complete -C "tcptop -6 --ip"; complete -C "tcptop -s r"'
+    script += 'complete -C "tcptop -6 --ip"; complete -C "tcptop -s r"; '
+    script += 'complete -C "tcptop -b unit,co"'
     result = subprocess.run(["fish", "-Nc", script], capture_output=True, text=True, check=True)
     offered = [line.split("\t")[0] for line in result.stdout.splitlines()]
-    assert offered == ["--ipv6", "received"], "--ipv4 is excluded"
+    assert offered == ["--ipv6", "received", "unit,comm"], "--ipv4 is excluded"

@@ -10,7 +10,8 @@ import pytest
 from tcptools import csource, kernel, syscalls
 from tcptools.btf import FIELDS, OPTIONAL_FIELDS, named
 from tcptools.kernel import PinnedMap, Scope
-from tcptools.options import FILTERS, Tcptop, parse, rows
+from tcptools.options import FILTERS, Tcptop, rows
+from tcptools.parser import parse
 from tcptools.program import Attached
 from tcptools.sources import iteration, traffic
 

@@ -9,7 +9,7 @@ import sys
 import made
 import pytest
 
-from tcptools import diagnosis
+from tcptools import diagnosis, kernel
 from tcptools.details import command_line, of_session, of_sum
 from tcptools.diagnosis import diagnose, facts
 from tcptools.history import History
@@ -29,10 +29,15 @@ def connection(request):
             yield server, client
 
 
+def session_of(one, pid):
+    """A session of a process that has the addresses of a socket."""
+    (laddr, lport), (raddr, rport) = one.getsockname()[:2], one.getpeername()[:2]
+    return made.session(0, 0, pid, b"x", laddr, raddr, (lport, rport))
+
+
 def identity_of(one):
     """The identity of a session of this process."""
-    (laddr, lport), (raddr, rport) = one.getsockname()[:2], one.getpeername()[:2]
-    return made.session(0, 0, os.getpid(), b"x", laddr, raddr, (lport, rport))[2]
+    return session_of(one, os.getpid())[2]
 
 
 def test_diagnosis(connection):
@@ -73,7 +78,7 @@ def test_a_session_that_has_gone_is_not_the_socket_that_listens(connection):
     server.close()
     client.close()
     assert diagnose(identity) is None
-    assert facts(None) == [("socket", "closed, or not found")]
+    assert facts(identity) == [("socket", "closed, or not found")]
 
 
 def test_an_ipv4_client_of_an_ipv6_server():
@@ -92,6 +97,31 @@ def test_no_diagnosis(connection, monkeypatch):
 
     monkeypatch.setattr(diagnosis, "Inquiry", refused)
     assert diagnose(identity_of(connection[0])) is None
+
+
+@pytest.mark.parametrize("of", ["another", "nobody"])
+def test_a_network_namespace_that_is_not_known_is_not_taken_for_ours(connection, of, monkeypatch):
+    """Ours may have a session of the same addresses."""
+    elsewhere = (
+        "import ctypes; assert not ctypes.CDLL(None).unshare(0x50000000);print(flush=True); input()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", elsewhere], **pipes) as process:
+        if not process.stdout.readline():
+            pytest.skip("no namespace can be made here")
+        pid = process.pid if of == "another" else 4194305
+        row = session_of(connection[0], pid)
+        monkeypatch.setattr(kernel, "enters_namespaces", lambda: True)
+        monkeypatch.setattr(kernel, "CLONE_NEWNET", 0x20000000)  # which setns(2) refuses
+        picture = History().add(made.interval(), [row])
+        assert of_session(picture, row, lambda _: "-")[-1] == ("socket", "-")
+        assert diagnose(identity_of(connection[0])), "ours is known all the same"
+        process.stdin.close()
+
+
+def test_who_may_not_enter_namespaces_sees_sessions_of_ours_only(connection, monkeypatch):
+    monkeypatch.setattr(kernel, "enters_namespaces", lambda: False)
+    assert diagnose(session_of(connection[0], 0)[2]).state == "ESTABLISHED"
 
 
 def test_one_request_and_no_file_is_left(connection, monkeypatch):

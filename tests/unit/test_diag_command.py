@@ -16,7 +16,8 @@ import pytest
 from diagnosed import COMM, NOBODY, PATIENCE, PYTHON, ROOT, TCPTOP, Ledger
 
 from tcptools import Failure, kernel, report, sources
-from tcptools.options import Tcptop, parse
+from tcptools.options import Tcptop
+from tcptools.parser import parse
 
 REFUSED = r"not traced \(tracing needs root, or CAP_BPF and CAP_PERFMON: try sudo\)"
 LESS = "sessions shorter than an output have no process, and names of others' processes take root"

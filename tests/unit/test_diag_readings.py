@@ -9,6 +9,7 @@ import pytest
 from diagnosed import Ledger, Watch
 
 from tcptools import sockets
+from tcptools.counters import sent_by
 from tcptools.sockdiag import (
     ESTABLISHED,
     FIN_WAIT1,
@@ -58,7 +59,7 @@ def reading(state, acknowledged, unacknowledged, unsent, sent, again):
     ],
 )
 def test_what_has_been_sent(state, truth, said):
-    assert sockets.sent_by(reading(state, *said), state) == truth
+    assert sent_by(reading(state, *said), state) == truth
 
 
 class Torn(Block):

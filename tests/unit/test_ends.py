@@ -12,7 +12,8 @@ import pytest
 from diagnosed import COMM, LOOPBACK, NOBODY, PATIENCE, PYTHON, ROOT, Ledger
 
 from tcptools import kernel
-from tcptools.options import Tcplife, parse
+from tcptools.options import Tcplife
+from tcptools.parser import parse
 from tcptools.session import identified
 from tcptools.sources.ends import Ends
 

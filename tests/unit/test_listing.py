@@ -2,6 +2,7 @@
 """Rows in their order, of which only a part is looked at; and what is kept for the next key."""
 
 from operator import itemgetter
+from unittest import mock
 
 import made
 import pytest
@@ -27,7 +28,7 @@ rows_of_few_sizes = st.integers(0, 40).flatmap(
 
 @given(rows_of_few_sizes, st.booleans(), st.integers(0, 70), st.integers(0, 70))
 def test_a_part_of_an_order_is_that_of_the_whole(rows, largest, first, count):
-    ranking = Ranking(rows, itemgetter(0), largest)
+    ranking = Ranking(rows, [row[0] for row in rows], largest)
     whole = sorted(sorted(rows, key=itemgetter(2)), key=itemgetter(0), reverse=largest)
     assert ranking.part(first, first + count) == whole[first : first + count]
     assert [ranking.find(row[2]) for row in whole] == list(range(len(whole)))
@@ -35,9 +36,19 @@ def test_a_part_of_an_order_is_that_of_the_whole(rows, largest, first, count):
 
 
 def test_a_few_of_many_of_the_same_size():
-    rows = [(7, 0, (n * 7919) % 1000) for n in range(1000)]
-    assert [row[2] for row in Ranking(rows, itemgetter(0), True).part(3, 6)] == [3, 4, 5]
-    assert [row[2] for row in Ranking(rows, itemgetter(0), False).part(900, 903)] == [900, 901, 902]
+    rows, sizes = [(7, 0, (n * 7919) % 1000) for n in range(1000)], [7] * 1000
+    assert [row[2] for row in Ranking(rows, sizes, True).part(3, 6)] == [3, 4, 5]
+    assert [row[2] for row in Ranking(rows, sizes, False).part(900, 903)] == [900, 901, 902]
+
+
+@pytest.mark.parametrize("sample, spare", [(4, 0), (4, 1), (7, 3), (64, 1)])
+@given(st.lists(st.integers(), unique=True, max_size=400), st.integers(0, 400), st.integers(1, 50))
+def test_a_part_of_many_rows_is_found_by_a_sample(sample, spare, keys, first, count):
+    rows = [(0, 0, key) for key in keys]
+    first, end = min(first, len(rows)), min(first + count, len(rows))
+    with mock.patch.multiple(listing, SAMPLE=sample, SPARE=spare):
+        part = listing.in_order(rows, first, end)
+    assert [key for _, _, key in part] == sorted(keys)[first:end]
 
 
 def unit_of(identity):

@@ -13,7 +13,8 @@ from made import session
 from wcwidth import wcswidth
 
 from tcptools.life import Text
-from tcptools.options import Tcplife, parse
+from tcptools.options import Tcplife
+from tcptools.parser import parse
 from tcptools.session import WHO
 
 # Half a second of the monotonic clock is 03:53:20 UTC on a day in 2025.

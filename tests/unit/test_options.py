@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tcptop
-from tcptools import VERSION, options, values
+from tcptools import VERSION, options, parser, values
 from tcptools.options import FILTERS, Tcplife, Tcptop, name_of, rows, visible
 from tcptools.session import AF_INET, AF_INET6
 from tcptools.sums import Sums
@@ -26,7 +26,7 @@ of_each_command = pytest.mark.parametrize("kind", KINDS, ids=name_of)
 
 
 def parse(*arguments, kind=Tcptop):
-    return options.parse(kind, arguments)
+    return parser.parse(kind, arguments)
 
 
 def refused(capfd, *arguments, kind=Tcptop):

@@ -13,7 +13,8 @@ from made import session
 from prometheus_client.parser import text_string_to_metric_families
 
 from tcptools import VERSION, Failure, sums
-from tcptools.options import Tcptop, parse
+from tcptools.options import Tcptop
+from tcptools.parser import parse
 from tcptools.prometheus import LONGEST, Exporter, Series, Textfile, label_value
 from tcptools.sums import FIELDS, Sums
 

@@ -15,7 +15,8 @@ from made import session
 from test_report import NOW, QUIET, SIX, SSH
 
 from tcptools.cumulative import Cumulative
-from tcptools.options import Tcptop, parse
+from tcptools.options import Tcptop
+from tcptools.parser import parse
 from tcptools.report import PLAIN, Sessions, csv_header, csv_lines, json_lines, plain
 from tcptools.session import NO_UID, identify, ranked
 from tcptools.sums import FIELDS, OTHER, Sums, user
