@@ -18,7 +18,7 @@ BASH = $(SHARE)/bash-completion/completions
 ZSH = $(SHARE)/zsh/site-functions
 FISH = $(SHARE)/fish/vendor_completions.d
 
-.PHONY: help run test lint unit exporter hosts guest compare soak stress examples picture bench matrix deb \
+.PHONY: help run test lint unit exporter hosts guest service compare soak stress examples picture bench matrix deb \
     install uninstall
 
 help: # show the targets
@@ -57,6 +57,11 @@ hosts: $(PYTHON) # a thousand hosts and one Prometheus; ARGS= are options of tes
 
 guest: $(PYTHON) # the tests that trace, in a virtual machine; RELEASE=, ARCH=
 	$(GUEST) -- sh tests/guest/all.sh
+
+service: deb # the package under systemd, with node_exporter: installed, upgraded, removed
+	$(GUEST) --systemd --with dbus,prometheus-node-exporter,systemd-sysv -- \
+	    env SERVICE_SECONDS=$(or $(SERVICE_SECONDS),60) \
+	    $(PYTHON) -m pytest -x -q -s -p no:cacheprovider tests/service
 
 # The table of exactness: the same traffic, watched by Debian's tcptop-bpfcc as well; and
 # where the lines of tcplife and tcplife-bpfcc differ.

@@ -214,13 +214,16 @@ def fetch_options() -> list[str]:
     return [f"--aptopt={option}" for option in wanted]
 
 
-def build(release: str, arch: str) -> Path:
-    """The root directory of a Debian release, built unless it is there."""
+def build(release: str, arch: str, more: Sequence[str] = ()) -> Path:
+    """The root directory of a Debian release, built unless it is there; one of its own with more
+    packages than GUEST_PACKAGES.
+    """
     machine = ARCHITECTURES[arch]
     setup(*machine.host)
     codename, _, flavour = release.partition("-")
     kernel = KERNELS.get(flavour, f"{flavour}-{{arch}}").format(arch=arch)
-    packages = [name for name in GUEST_PACKAGES if name not in NOT_IN.get(codename, ())]
+    lacks = NOT_IN.get(codename, set())
+    packages = [name for name in (*GUEST_PACKAGES, *more) if name not in lacks]
     packages += machine.guest
     recipe = [
         "mmdebstrap",
@@ -230,6 +233,7 @@ def build(release: str, arch: str) -> Path:
     ]
     guests = CACHE / "guests"
     name = f"{release}-{arch}" if machine.binfmt else release
+    name = "+".join([name, *more])
     root = guests / f"{name}-{digest(recipe)}"
     if root.exists():
         return root
@@ -261,7 +265,8 @@ def run(options: argparse.Namespace, command: str) -> int:
     TIMED_OUT and GUEST_DIED are the statuses of a command that did not end; then the end of
     the kernel's console is shown. The options are those of the command line.
     """
-    root, machine = build(options.release, options.arch), ARCHITECTURES[options.arch]
+    more = list(filter(None, options.more.split(",")))
+    root, machine = build(options.release, options.arch, more), ARCHITECTURES[options.arch]
     with contextlib.ExitStack() as stack:
         stack.enter_context(locked(root, fcntl.LOCK_SH))
         shared = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tcptop-vm-")))
@@ -280,6 +285,7 @@ def run(options: argparse.Namespace, command: str) -> int:
         # QEMU does not boot a second one when it counts instructions.
         vm += ["--cpus", "1" if options.icount else str(options.cpus)]
         vm += [] if options.kvm else ["--disable-kvm"]
+        vm += ["--systemd"] if options.systemd else []
         for directory in ("etc", "root", "tmp", "usr", "var"):
             vm += ["--overlay-rwdir", f"/{directory}"]
         vm += ["--rodir", f"/src={CHECKOUT}", "--rwdir", f"/run/vm={shared}"]
@@ -351,6 +357,8 @@ def create_parser() -> argparse.ArgumentParser:
     add("--kvm", action="store_true", help="hardware virtualization, where it works")
     add("--traffic", action="store_true", help="with some traffic to look at, as the demo has")
     add("--no-headers", action="store_true", help="hide the kernel headers")
+    add("--with", dest="more", default="", metavar="PACKAGE[,PACKAGE...]", help="in the guest, too")
+    add("--systemd", action="store_true", help="as the first process; with systemd-sysv")
     add("--rw", type=Path, metavar="DIRECTORY", help="writable in the guest, as /out")
     add("command", nargs="+", metavar="-- COMMAND",
         help="one word is a line for the shell, more are a command and its arguments")  # fmt: skip
