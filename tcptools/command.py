@@ -172,8 +172,8 @@ class Command:
 
     def complain(self, text: str) -> None:
         """Write lines to standard error under our name, unless that takes nothing."""
-        lines = "".join(f"{self.name}: {plain(line)}\n" for line in text.splitlines())
-        complain(lines)
+        if text:
+            complain("".join(f"{self.name}: {plain(line)}\n" for line in text.splitlines()))
 
 
 def report_notes(command: Command, *groups: Sequence[str]) -> None:

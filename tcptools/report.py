@@ -15,9 +15,12 @@ from tcptools.session import (
     KEPT,
     NO_CGROUP,
     NO_UID,
+    WHO,
     Identity,
     Session,
+    address,
     identify,
+    name,
 )
 from tcptools.table import SESSIONS, SESSIONS6, Column, fixed, with_unit
 
@@ -124,12 +127,25 @@ class _Beginnings(dict[bytes, str]):
     def __missing__(self, identity: bytes) -> str:
         if len(self) >= KEPT:
             self.clear()  # most are of sessions that are gone
-        who = identify(identity)
+        family, pid, lport, rport, laddr, raddr, comm = WHO.unpack_from(identity)
         unit = (plain(self._unit_of(identity)),) if self._units else ()
-        local, remote = f"{who.laddr}:{who.lport}", f"{who.raddr}:{who.rport}"
-        cells = (who.pid, plain(who.comm), *unit, local, remote)
-        line = self[identity] = self._formats[who.family] % cells
+        local, remote = f"{address(family, laddr)}:{lport}", f"{address(family, raddr)}:{rport}"
+        cells = (pid, plain(name(comm)), *unit, local, remote)
+        line = self[identity] = self._formats[family] % cells
         return line
+
+
+class _Numbers(dict[int, str]):
+    """Numbers as they stand in the last columns of a table: most are small, and there again."""
+
+    def __missing__(self, number: int) -> str:
+        if len(self) >= KEPT:
+            self.clear()
+        text = self[number] = str(number).rjust(SESSIONS[-1].fixed)
+        return text
+
+
+KB = _Numbers()
 
 
 class Sessions:
@@ -171,9 +187,9 @@ class Sessions:
     def lines(self, sessions: Iterable[Session], family: int) -> list[str]:
         """The lines of a family's sessions."""
         beginnings = self._beginnings
-        rx, tx = (column.fixed for column in self._families[family][-2:])
+        kb = KB
         return [
-            f"{beginnings[identity]} {str(received >> 10).rjust(rx)} {str(sent >> 10).rjust(tx)}"
+            f"{beginnings[identity]} {kb[received >> 10]} {kb[sent >> 10]}"
             for received, sent, identity in sessions
             if identity[0] == family
         ]

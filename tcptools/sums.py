@@ -9,7 +9,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple, Optional
 
 from tcptools import session
-from tcptools.report import IP_VERSION, UnitOf, plain
+from tcptools.report import IP_VERSION, KB, UnitOf, plain
 from tcptools.session import AF_INET, IDENTITY, NO_UID, Session
 from tcptools.table import Column, cut, ends, fixed
 
@@ -242,14 +242,14 @@ class Sums:
         begin, known = self._beginning, self._beginnings
         if len(known) > KEPT:
             known.clear()  # most are of rows that are gone
-        n, rx, tx = (column.fixed for column in _MOVED)
+        n, kb = _MOVED[0].fixed, KB
         lines = []
         for received, sent, values, count in rows:
             start = known.get(values)
             if start is None:
                 start = known[values] = begin % tuple(self._texts(values))
-            kb = f"{str(received >> 10).rjust(rx)} {str(sent >> 10).rjust(tx)}"
-            lines.append(f"{start} {str(count).rjust(n)} {kb}")
+            moved = f"{kb[received >> 10]} {kb[sent >> 10]}"
+            lines.append(f"{start} {str(count).rjust(n)} {moved}")
         return [heading, *lines] if rows else []
 
     def _texts(self, values: tuple[Any, ...]) -> list[str]:
