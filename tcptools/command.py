@@ -278,8 +278,8 @@ def main(
         return run(options, kernel.scope(options)) or 0
     except Failure as error:
         reason, *tried = error.args
-        for text in (*(tried if options.verbose else ()), reason):
-            complain("".join(f"{name}: {plain(line)}\n" for line in text.splitlines()))
+        Command(name).complain("\n".join(tried) if options.verbose else "")
+        complain(f"{name}: {plain(' '.join(reason.splitlines()))}\n")
         return 1
     except BrokenPipeError:
         return 0  # the reader has seen enough

@@ -8,6 +8,7 @@ counted from one series to another would be to count it twice, for whoever takes
 
 import errno
 import os
+import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Optional
@@ -135,7 +136,8 @@ class Textfile:
     def replace(self, data: bytes) -> None:
         """Have the file hold this. Raises Failure, and then it is as it was."""
         try:
-            others = self._last and self._last != self._identity()
+            found = self._identity()
+            others = self._last and self._last != found
             self._write(data)
             self._last = self._identity()
         except OSError as error:
@@ -150,6 +152,8 @@ class Textfile:
             found = os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)
         except FileNotFoundError:
             return None
+        if not stat.S_ISREG(found.st_mode):  # a device, say, which nobody wants replaced
+            raise OSError(errno.EINVAL, "it is not a regular file")
         return found.st_ino, found.st_mtime_ns
 
     def _write(self, data: bytes) -> None:

@@ -55,8 +55,19 @@ WITHOUT_BLOCKS = ("linux",)
 
 
 def usable(output: int) -> bool:
-    """Whether frames can be drawn on a file: a terminal that can move its cursor."""
-    return os.isatty(output) and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+    """Whether frames can be drawn on a file: a terminal that can move its cursor.
+
+    Raises Failure if so, and the library that knows the width of characters is missing.
+    """
+    if not os.isatty(output) or os.environ.get("TERM", "") in ("", "dumb", "unknown"):
+        return False
+    try:
+        import wcwidth  # noqa: F401 - needed for the first name that is not ASCII
+    except ImportError:
+        raise Failure(
+            "the live view needs the library wcwidth; install python3-wcwidth, or use -C"
+        ) from None
+    return True
 
 
 def window(fd: int) -> tuple[int, int]:
@@ -100,16 +111,7 @@ class Screen:
     """
 
     def __init__(self, command: Command, live: Live) -> None:
-        """Show a view, with keys if standard input is a terminal too.
-
-        Raises Failure if the library that knows the width of characters is missing.
-        """
-        try:
-            import wcwidth  # noqa: F401 - needed for the first name that is not ASCII
-        except ImportError:
-            raise Failure(
-                "the live view needs the library wcwidth; install python3-wcwidth, or use -C"
-            ) from None
+        """Show a view, with keys if standard input is a terminal too."""
         self._command = command
         live.state = replace(
             live.state,

@@ -68,7 +68,7 @@ def _family(family: bytes, packed: bytes) -> tuple[int]:
 
 
 _PID = Column("PID", 7, last=3)
-_COMM = Column("COMM", 15, shorten=cut, least=8, last=3)
+_COMM = Column("COMM", 15, shorten=cut, least=8, last=6, essential=True)
 _MOVED = (
     Column("SESSIONS", 8, right=True, last=1),
     Column("RX_KB", 6, right=True, last=5, essential=True),
@@ -77,7 +77,7 @@ _MOVED = (
 
 
 def _address_column(heading: str) -> Column:
-    return Column(heading, 39, shorten=ends, least=12, last=3)
+    return Column(heading, 39, shorten=ends, least=12, last=3, essential=heading == "RADDR")
 
 
 FIELDS = {

@@ -146,6 +146,12 @@ def test_what_is_asked_for_by_name_is_no_other(kind):
     assert re.fullmatch("tcptop: tracing needs root, .*\n", result.stderr)
 
 
+def test_an_error_is_one_line_whatever_is_in_it():
+    result = run("--cgroupmap", "/a\nb\033[2J")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("tcptop: /a b?[2J: ") and result.stderr.count("\n") == 1
+
+
 def test_there_is_no_program_to_print():
     result = run("--probe", "diag", "--ebpf")
     assert (result.returncode, result.stdout) == (1, "")

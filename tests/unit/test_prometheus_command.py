@@ -4,6 +4,7 @@
 import contextlib
 import os
 import re
+import stat
 import subprocess
 import time
 
@@ -85,6 +86,22 @@ def test_without_a_form_standard_output_may_go_away(file, alone):
     assert moved(file) == [SIZE, SIZE]
 
 
+@pytest.mark.parametrize("kind", ["device", "pipe", "link"])
+def test_only_a_regular_file_is_replaced(file, kind):
+    if kind == "device":
+        os.mknod(file, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    elif kind == "pipe":
+        os.mkfifo(file)
+    else:
+        file.symlink_to("/dev/null")
+    before = os.lstat(file)
+    with started(file, ".1", "1") as process:
+        out, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out) == (1, "")
+    assert errors == f"tcptop: cannot write {file}: it is not a regular file\n"
+    assert os.path.samestat(os.lstat(file), before) and os.listdir(file.parent) == [file.name]
+
+
 def test_json_is_of_the_same_sums(file, alone):
     ledger, one, other = traffic()
     with started(file, "--json", "600") as process:
@@ -123,7 +140,7 @@ def test_nothing_is_left_of_privileges_but_what_is_needed(file, alone):
     [
         ("none/a.prom", "No such file or directory"),
         ("file/a.prom", "Not a directory"),
-        ("directory", "Is a directory"),
+        ("directory", "it is not a regular file"),
     ],
 )
 def test_what_cannot_be_written_is_an_error_at_the_start(tmp_path, path, reason):

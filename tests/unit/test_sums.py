@@ -339,3 +339,10 @@ def test_any_limit_will_do(limit):
         rows = since.add([one], [one])
     assert sum(row[0] for row in rows) == 8 and len(rows) <= limit + 1
     assert (1, 0, one[2]) in rows, "the last one was active"
+
+
+def test_what_a_narrow_window_keeps():
+    kind = Sums(["comm", "remote", "unit", "user"], unit_of)
+    rows = [kind.cells(row) for row in kind.of(SOME)]
+    head = lay_out(kind.columns, rows, 40)[0]
+    assert head.split()[:2] == ["COMM", "RADDR"] and head.split()[-2:] == ["RX_KB", "TX_KB"]
