@@ -194,7 +194,7 @@ def measured():
 
 def there():
     """Files that could be ours; bpfcc-tools has a tcptop, too."""
-    places = [f"/{name}" for name in ("etc", "var/lib", "var/cache", "usr/sbin", "usr/lib/systemd")]
+    places = [f"/{name}" for name in ("etc", "var/lib", "usr/sbin", "usr/lib/systemd")]
     return set(run("find", *places, "/usr/share", "-maxdepth", 4, "-name", "*tcptop*").split())
 
 
