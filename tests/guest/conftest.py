@@ -9,7 +9,7 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 from reference import Reference
-from tracing import CONTRACTS, KINDS, settle, start
+from tracing import CONTRACTS, KINDS, PREEMPTS, settle, start
 from workload import Ledger
 
 if not os.environ.get("TCPTOP_NO_SKIP"):
@@ -57,6 +57,8 @@ def exact(tracers, reference, request):
         for tracer in tracers.values():
             tracer.forget()
         yield
+        if PREEMPTS:
+            ledger.use()
         truth = ledger.moved()
         assert truth, "no traffic"
         ports = {key[1:] for key in truth}

@@ -5,6 +5,7 @@ import collections
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import threading
@@ -23,6 +24,14 @@ SYMBOLS = frozenset(
 # fentry needs direct calls of ftrace, which arm64 has from Linux 6.4 on.
 HAS_FENTRY = "register_ftrace_direct" in SYMBOLS
 REALTIME = "PREEMPT_RT" in os.uname().version
+# Whether a probe may be preempted, which has others skipped on its CPU meanwhile: a number may come
+# late then, when its socket is used next. What is under /sys is of Linux 5.12 and later.
+_SWITCH = pathlib.Path("/sys/kernel/debug/sched/preempt")
+PREEMPTS = (
+    any(mode in _SWITCH.read_text() for mode in ("(full)", "(lazy)"))
+    if _SWITCH.exists()
+    else bool(re.search(r"PREEMPT(?!_DYNAMIC)", os.uname().version))
+)
 
 
 class Contract(NamedTuple):
