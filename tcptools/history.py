@@ -2,7 +2,7 @@
 """What the live view knows of the past: pictures, each an interval and what came before it."""
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from heapq import nlargest
 from itertools import compress, count, islice, repeat
@@ -62,9 +62,9 @@ class Totals:
         moved = self.received[place], self.sent[place]
         return Total(*moved, self.first[place], self.last[place], self.since[place])
 
-    def moved(self) -> list[Session]:
+    def moved(self) -> Iterator[Session]:
         """What each has moved."""
-        return list(zip(self.received, self.sent, self.places))
+        return zip(self.received, self.sent, self.places)
 
     def after(self, sessions: Sequence[Session], number: int, since: str) -> "Totals":
         """The same after an interval."""
@@ -138,7 +138,7 @@ class Picture(NamedTuple):
 
     def moved(self, total: bool) -> Sequence[Session]:
         """The sessions of the interval, or all of them with what they moved since the start."""
-        return self.totals.moved() if total else self.sessions
+        return list(self.totals.moved()) if total else self.sessions
 
     def moved_before(self, kind: Rows, total: bool) -> Forgotten:
         """By the keys of rows, what these moved besides."""

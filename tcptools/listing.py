@@ -16,7 +16,7 @@ from tcptools.session import DECIDES_UNIT, KEPT, SORT_ORDERS
 from tcptools.table import visible
 
 # Seconds that sums and filters may take before an interval is drawn, and before a key is answered.
-PATIENCE, SHORT_PATIENCE = 0.5, 0.02
+PATIENCE, SHORT_PATIENCE = 0.5, 0.015
 # Of many rows, those that are looked at to know where in their order others are; and how many of
 # these more than by chance are needed, which is four standard deviations.
 SAMPLE, SPARE = 1024, 64

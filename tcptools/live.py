@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The live view without its terminal: intervals and keys go in, frames come out."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from tcptools.details import of_session, of_sum
 from tcptools.history import History, Picture
 from tcptools.keys import State, handle
-from tcptools.listing import Gathering, Listing
+from tcptools.listing import Listing
 from tcptools.report import Interval, Rows, Sessions, UnitOf, no_unit
 from tcptools.session import Session
 from tcptools.sums import Sums
@@ -45,8 +43,6 @@ class Live:
         self._history.kinds = kinds
         self._listing = Listing(self._history.unit_of)
         self._shown = self._latest = Picture()
-        # The rows of a picture's interval, and those since the start, by their keys.
-        self._moved: tuple[Any, list[dict[Any, Any]]] = (None, [])
 
     def add(self, interval: Interval, sessions: Sequence[Session], note: str = "") -> None:
         """Take an interval's sessions, of which none is kept back by anything."""
@@ -104,16 +100,12 @@ class Live:
         if kind.type == "session":
             row = next((row for row in picture.sessions if row[2] == key), nothing)
             return of_session(picture, row, self._history.unit_of)
-        if self._moved[0] != (picture.number, kind):
-            both = []
-            for total in (False, True):
-                before = picture.moved_before(kind, total)
-                gathering = Gathering(kind, picture.moved(total), before)
-                gathering.work(math.inf)
-                both.append({row[2]: row for row in gathering.rows})
-            self._moved = ((picture.number, kind), both)
-        row, since = (rows.get(key, nothing) for rows in self._moved[1])
-        return of_sum(kind, picture, row, since)
+        both = []
+        for total in (False, True):
+            row = next((row for row in kind.of(picture.moved(total)) if row[2] == key), nothing)
+            moved = zip((*row[:2], row[3]), picture.moved_before(kind, total).get(key, (0, 0, 0)))
+            both.append(kind.made(key, *map(sum, moved)))
+        return of_sum(kind, picture, *both)
 
     def remains(self, columns: int, lines: int) -> list[str]:
         """What is left of the last frame; nothing if there was no interval."""
