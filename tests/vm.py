@@ -42,7 +42,7 @@ GUEST_PACKAGES = [
     "man-db", "procps", "psmisc", "python3-bpfcc", "python3-hypothesis", "python3-pytest",
     "python3-wcwidth", "sqlite3", "strace", "udev",
 ]  # fmt: skip
-NOT_IN = {"bullseye": {"libbpf-tools"}}
+NOT_IN = {"bullseye": {"bandwhich", "libbpf-tools"}, "bookworm": {"bandwhich"}}
 # The names of Debian's kernels, by what follows the release as in trixie-rt. Others are like rt's.
 KERNELS = {"": "{arch}", "16k": "{arch}-16k"}
 
@@ -214,13 +214,16 @@ def fetch_options() -> list[str]:
     return [f"--aptopt={option}" for option in wanted]
 
 
-def build(release: str, arch: str) -> Path:
-    """The root directory of a Debian release, built unless it is there."""
+def build(release: str, arch: str, more: Sequence[str] = ()) -> Path:
+    """The root directory of a Debian release, built unless it is there; one of its own with more
+    packages than GUEST_PACKAGES.
+    """
     machine = ARCHITECTURES[arch]
     setup(*machine.host)
     codename, _, flavour = release.partition("-")
     kernel = KERNELS.get(flavour, f"{flavour}-{{arch}}").format(arch=arch)
-    packages = [name for name in GUEST_PACKAGES if name not in NOT_IN.get(codename, ())]
+    lacks = NOT_IN.get(codename, set())
+    packages = [name for name in (*GUEST_PACKAGES, *more) if name not in lacks]
     packages += machine.guest
     recipe = [
         "mmdebstrap",
@@ -230,6 +233,7 @@ def build(release: str, arch: str) -> Path:
     ]
     guests = CACHE / "guests"
     name = f"{release}-{arch}" if machine.binfmt else release
+    name += "-more" if more else ""
     root = guests / f"{name}-{digest(recipe)}"
     if root.exists():
         return root
@@ -261,7 +265,8 @@ def run(options: argparse.Namespace, command: str) -> int:
     TIMED_OUT and GUEST_DIED are the statuses of a command that did not end; then the end of
     the kernel's console is shown. The options are those of the command line.
     """
-    root, machine = build(options.release, options.arch), ARCHITECTURES[options.arch]
+    more = list(filter(None, options.more.split(",")))
+    root, machine = build(options.release, options.arch, more), ARCHITECTURES[options.arch]
     with contextlib.ExitStack() as stack:
         stack.enter_context(locked(root, fcntl.LOCK_SH))
         shared = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tcptop-vm-")))
@@ -351,6 +356,7 @@ def create_parser() -> argparse.ArgumentParser:
     add("--kvm", action="store_true", help="hardware virtualization, where it works")
     add("--traffic", action="store_true", help="with some traffic to look at, as the demo has")
     add("--no-headers", action="store_true", help="hide the kernel headers")
+    add("--with", dest="more", default="", metavar="PACKAGE[,PACKAGE...]", help="in the guest, too")
     add("--rw", type=Path, metavar="DIRECTORY", help="writable in the guest, as /out")
     add("command", nargs="+", metavar="-- COMMAND",
         help="one word is a line for the shell, more are a command and its arguments")  # fmt: skip
