@@ -18,11 +18,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional, Union
 
 from bench import memory, used
+from readings import (
+    Moved,
+    of_bandwhich,
+    of_bpftrace,
+    of_nethogs,
+    of_ours,
+    of_ss,
+    of_tcplife,
+    of_tcptop,
+)
 
 TESTS = Path(__file__).resolve().parent
 OURS = [sys.executable, str(TESTS.parent / "tcptop.py"), "-v", "--json", "--probe"]
@@ -35,19 +45,6 @@ SHORT = ("loopback", "sendfile", "peeked five times"), ("fentry", "libbpf-tools"
 SAME = 0.99  # of the bytes have the right process: no need to tell
 
 
-class Moved(NamedTuple):
-    """Bytes of a session or a process in the words of a tool.
-
-    who: PID, or a name where a tool shows that, or None; ports: local and remote, or None where a
-    tool does not show sessions.
-    """
-
-    who: Union[int, str, None]
-    ports: Optional[tuple[int, int]]
-    received: float
-    sent: float
-
-
 class Entry(NamedTuple):
     """What a process really moved on a session, in bytes."""
 
@@ -56,78 +53,6 @@ class Entry(NamedTuple):
     rport: int
     received: int
     sent: int
-
-
-def of_ours(text: str) -> Iterator[Moved]:
-    """tcptop --json."""
-    for line in text.splitlines():
-        if line.startswith('{"type":"session"'):
-            each = json.loads(line)
-            ports = each["lport"], each["rport"]
-            yield Moved(each["pid"], ports, each["rx_bytes"], each["tx_bytes"])
-
-
-def of_tcptop(text: str) -> Iterator[Moved]:
-    """tcptop of bcc or libbpf-tools: PID, COMM, LADDR, RADDR, RX_KB, TX_KB."""
-    for row in re.finditer(r"^(\d+) .*?:(\d+) +\S*:(\d+) +(\d+) +(\d+)$", text, re.M):
-        pid, lport, rport, received, sent = map(int, row.groups())
-        yield Moved(pid, (lport, rport), received * 1024, sent * 1024)
-
-
-def of_tcplife(text: str) -> Iterator[Moved]:
-    """tcplife -s of bcc: PID, COMM, IP, LADDR, LPORT, RADDR, RPORT, TX_KB, RX_KB, MS."""
-    for row in re.finditer(r"^(\d+),.*,(\d+),[^,]*,(\d+),([\d.]+),([\d.]+),[\d.]+$", text, re.M):
-        pid, lport, rport = map(int, row.groups()[:3])
-        sent, received = (float(number) * 1024 for number in row.groups()[3:])
-        yield Moved(pid, (lport, rport), received, sent)
-
-
-def of_bpftrace(text: str) -> Iterator[Moved]:
-    """Maps of sums by PID: @rx[PID]: bytes, and @tx."""
-    for which, pid, count in re.findall(r"^@([rt]x)\[(\d+)\]: (\d+)$", text, re.M):
-        moved = int(count)
-        yield Moved(int(pid), None, moved * (which == "rx"), moved * (which == "tx"))
-
-
-def of_nethogs(text: str) -> Iterator[Moved]:
-    """nethogs -t -v 2: PROGRAM/PID/UID, or ADDRESS:PORT-ADDRESS:PORT/0/0; bytes sent and received
-    so far.
-    """
-    last = {}
-    for line in re.finditer(r"^(\S.*)/(\d+)/\d+\t([\d.e+]+)\t([\d.e+]+)$", text, re.M):
-        name, pid, sent, received = line.groups()
-        session = re.fullmatch(r".*:(\d+)-.*:(\d+)", name)
-        ports = (int(session[1]), int(session[2])) if session else None
-        last[name, pid] = Moved(int(pid) or None, ports, float(received), float(sent))
-    yield from last.values()
-
-
-def of_bandwhich(text: str) -> Iterator[Moved]:
-    """bandwhich --raw: bytes of a second for each connection, up and down."""
-    pattern = (
-        r"^connection: <\d+> <[^>]*>:(\d+) => .*:(\d+) \(\w+\) up/down Bps: (\d+)/(\d+)"
-        r' process: "(.*)"$'
-    )
-    for row in re.finditer(pattern, text, re.M):
-        lport, rport, sent, received = map(int, row.groups()[:4])
-        yield Moved(row[5], (lport, rport), received, sent)
-
-
-def of_ss(text: str) -> Iterator[Moved]:
-    """ss -tinpOH: sums since the beginning of each session; only the last is of interest."""
-    last: dict[tuple[int, int], Moved] = {}
-    for line in text.splitlines():
-        ends = re.match(r"\S+ +\d+ +\d+ +\S*:(\d+) +\S*:(\d+) ", line)
-        if ends:
-            pid = re.search(r"pid=(\d+)", line)
-            sent, again, received = (
-                int(found[1]) if (found := re.search(rf" {name}:(\d+)", line)) else 0
-                for name in ("bytes_sent", "bytes_retrans", "bytes_received")
-            )
-            ports = int(ends[1]), int(ends[2])
-            who = int(pid[1]) if pid else last[ports].who if ports in last else None
-            last[ports] = Moved(who, ports, received, sent - again)
-    yield from last.values()
 
 
 class Tool(NamedTuple):
@@ -177,39 +102,69 @@ TOOLS = (
 )  # fmt: skip
 
 
-def shares(found: Sequence[Moved], truth: Sequence[Entry]) -> tuple[list[Optional[float]], float]:
-    """What was counted of a workload, as parts of what was sent and received: 1 is all, None is a
-    direction that is less than a hundredth of it; and how much of that has the right process.
+class Verdict(NamedTuple):
+    """What a tool said of a workload, beside the truth.
+
+    sides: bytes counted and real, of what was sent and of what was received, but for one that is
+    less than a hundredth of the workload; right: the part of what was counted that has the right
+    process.
     """
+
+    sides: list[tuple[float, int]]
+    right: float
+
+    def off(self) -> float:
+        """How far from the truth it is, as a part of that."""
+        return max(abs(counted - real) / real for counted, real in self.sides)
+
+    def lacks(self) -> float:
+        """Bytes that were not counted."""
+        return sum(max(0, real - counted) for counted, real in self.sides)
+
+    def excess(self) -> float:
+        """Bytes that were counted and never moved."""
+        return sum(max(0, counted - real) for counted, real in self.sides)
+
+    def named(self) -> bool:
+        """Something was counted, and with the right process."""
+        return any(counted for counted, _ in self.sides) and self.right >= SAME
+
+    def __str__(self) -> str:
+        """A cell of the table: per cent of sent / received, one number if they are the same, and
+        in brackets per cent of that which have the right process, unless it is nearly all.
+        """
+        # 100 is each byte, 100.0 is rounded.
+        texts = [
+            f"{100 * counted / real:.{int(counted not in (0, real))}f}"
+            for counted, real in self.sides
+        ]
+        text = texts[0] if len(set(texts)) == 1 else " / ".join(texts)
+        return text if self.right >= SAME else f"{text} ({100 * self.right:.0f})"
+
+
+def judge(found: Sequence[Moved], truth: Sequence[Entry]) -> Verdict:
+    """Compare what a tool found with what a workload moved."""
     sessions = {(each.lport, each.rport) for each in truth}
     due: dict[Union[int, str, None], float] = collections.defaultdict(float)
     for each in truth:
         due[each.pid] += each.received + each.sent
-    due[NAME] = sum(due.values())
+    total = sum(due.values())
+    due[NAME] = total
     mine = [m for m in found if (m.ports in sessions if m.ports else m.who in due)]
-    counted = [sum(m.sent for m in mine), sum(m.received for m in mine)]
-    real = [sum(each.sent for each in truth), sum(each.received for each in truth)]
+    sides = (
+        (sum(m.sent for m in mine), sum(each.sent for each in truth)),
+        (sum(m.received for m in mine), sum(each.received for each in truth)),
+    )
     by_who: dict[Union[int, str, None], float] = collections.defaultdict(float)
     for m in mine:
         by_who[m.who] += m.sent + m.received
+    counted = sum(by_who.values())
     # A process has the bytes that it moved, or, of what is counted too often, that share.
-    often = max(1, sum(counted) / sum(real))
+    often = max(1, counted / total)
     right = sum(min(amount, due.get(who, 0) * often) for who, amount in by_who.items())
-    return (
-        [a / b if b >= sum(real) / 100 else None for a, b in zip(counted, real)],
-        right / sum(counted) if any(counted) else 1,
+    return Verdict(
+        [side for side in sides if side[1] >= total / 100], right / counted if counted else 1
     )
-
-
-def cell(parts: Iterable[Optional[float]], right: float) -> str:
-    """A cell of the table: per cent of sent / received, one number if they are the same, and in
-    brackets per cent of that which have the right process, unless it is nearly all.
-    """
-    # 100 is each byte, 100.0 is rounded.
-    texts = [f"{100 * part:.1f}" if part not in (0, 1) else f"{100 * part:.0f}"
-             for part in parts if part is not None]  # fmt: skip
-    text = texts[0] if len(set(texts)) == 1 else " / ".join(texts)
-    return text if right >= SAME else f"{text} ({100 * right:.0f})"
 
 
 class Run(NamedTuple):
@@ -288,46 +243,70 @@ def line(cells: Iterable[Any]) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def of_workloads(tools: Sequence[Tool], runs: Sequence[Run], workloads: Sequence[str]) -> None:
-    """Print how much of each workload each tool counted."""
-    print(line(["workload", "bytes", *(tool.name for tool in tools)]))
-    print(line(["---"] * (len(tools) + 2)))
-    for name in workloads:
-        cells, total = [], 0
-        for tool, one in zip(tools, runs):
-            truth = dict(one.truths).get(name)
-            if truth:
-                total = sum(each.received + each.sent for each in truth)
-            udp = name == "UDP" and not tool.udp
-            cells.append(cell(*shares(one.found, truth)) if truth and not udp else "n/a")
-        print(line([name, f"{total:,}".replace(",", " "), *cells]))
+Verdicts = dict[str, Verdict]
 
 
-def of_tools(tools: Sequence[Tool], runs: Sequence[Run]) -> None:
-    """Print what each tool took, what it did not count, and whether it said so."""
-    heads = ("start, s", "CPU of it, s", "CPU then, s", "memory, MB", "lacks, KB", "too many, KB")
-    print(line(["tool", *heads, "says it lost"]))
-    print(line(["---"] * 8))
-    for tool, one in zip(tools, runs):
+def verdicts(tool: Tool, one: Run) -> Verdicts:
+    """Of the workloads that this kernel has and the tool is meant for."""
+    return {
+        name: judge(one.found, truth)
+        for name, truth in one.truths
+        if truth and (tool.udp or name != "UDP")
+    }
+
+
+def table(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Print a table in Markdown."""
+    heads = list(heads)
+    for cells in (heads, ["---"] * len(heads), *rows):
+        print(f"| {' | '.join(map(str, cells))} |")
+    print()
+
+
+def show(results: Sequence[tuple[Tool, Run]], workloads: Sequence[str]) -> None:
+    """Print the tables."""
+    ran = [(tool, one, verdicts(tool, one)) for tool, one in results if not one.error]
+    for tool, one in results:
         if one.error:
-            print(line([tool.name, f"`{one.error[:100]}`", *[""] * 6]))
-            continue
-        lacks = more = 0.0
-        for name, truth in one.truths:
-            if not truth or (name == "UDP" and not tool.udp):
-                continue
-            parts, _ = shares(one.found, truth)
-            for part, real in zip(
-                parts, (sum(each.sent for each in truth), sum(each.received for each in truth))
-            ):
-                if part is not None:
-                    lacks += max(0, 1 - part) * real
-                    more += max(0, part - 1) * real
-        print(line([
-            tool.name, f"{one.start:.1f}", f"{one.first:.1f}", f"{one.then:.1f}",
-            f"{one.size / 1e6:.1f}", f"{lacks / 1e3:.1f}", f"{more / 1e3:.1f}",
-            f"{one.lost} events" if one.lost else "nothing",
-        ]))  # fmt: skip
+            print(f"{tool.name} did not run: `{one.error}`\n")
+    table(
+        ("tool", "workloads", "to the byte", "within 10 %", "right process", "memory, MB"),
+        (
+            (
+                tool.name, len(tcp), sum(not each.off() for each in tcp),
+                sum(each.off() <= 0.1 for each in tcp), sum(each.named() for each in tcp),
+                f"{one.size / 1e6:.1f}",
+            )
+            for tool, one, found in ran
+            for tcp in [[each for name, each in found.items() if name != "UDP"]]
+        ),
+    )  # fmt: skip
+    totals = {
+        name: sum(each.received + each.sent for each in truth)
+        for _, one, _ in ran
+        for name, truth in one.truths
+        if truth
+    }
+    table(
+        ("workload", "bytes", *(tool.name for tool, *_ in ran)),
+        (
+            (name, totals.get(name, "-"), *(found.get(name, "n/a") for *_, found in ran))
+            for name in workloads
+        ),
+    )
+    table(
+        ("tool", "start, s", "CPU until then, s", "CPU with the traffic, s", "lacks, KB",
+         "too many, KB", "says it lost"),
+        (
+            (
+                tool.name, f"{one.start:.1f}", f"{one.first:.1f}", f"{one.then:.1f}",
+                f"{sum(each.lacks() for each in found.values()) / 1e3:.1f}",
+                f"{sum(each.excess() for each in found.values()) / 1e3:.1f}",
+                f"{one.lost} events" if one.lost else "nothing",
+            )
+            for tool, one, found in ran
+        ),
+    )  # fmt: skip
 
 
 def main() -> int:
@@ -349,11 +328,11 @@ def main() -> int:
         ["ip", "netns", "exec", "far", *TRAFFIC, "serve"], stdout=subprocess.PIPE
     )
     assert server.stdout and server.stdout.readline()
-    runs = []
+    results = []
     with tempfile.TemporaryDirectory() as directory:
         for tool in tools:
-            runs.append(run(tool, workloads, Path(directory, tool.name)))
-            print(f"{time.monotonic():.0f} s: {tool.name}", *runs[-1][:6], file=sys.stderr)
+            results.append((tool, run(tool, workloads, Path(directory, tool.name))))
+            print(tool.name, *results[-1][1][:6], file=sys.stderr)
             if options.keep:
                 shutil.copytree(directory, options.keep, dirs_exist_ok=True)
     server.kill()
@@ -361,10 +340,8 @@ def main() -> int:
     packages = {tool.package: version(tool) for tool in tools if tool.package}
     print(f"{release[1] if release else ''}, Linux {os.uname().release};", end=" ")
     print(", ".join(f"{package} {number}" for package, number in packages.items()), end="\n\n")
-    of_workloads(tools, runs, workloads)
-    print()
-    of_tools(tools, runs)
-    return int(wanted != [""] and not all(one.found for one in runs))
+    show(results, workloads)
+    return int(wanted != [""] and not all(one.found for _, one in results))
 
 
 if __name__ == "__main__":

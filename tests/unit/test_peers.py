@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What others print, as these tools printed it, and how it is compared with the truth."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from peers import Entry, judge
+from readings import (
+    Moved,
+    of_bandwhich,
+    of_bpftrace,
+    of_nethogs,
+    of_ours,
+    of_ss,
+    of_tcplife,
+    of_tcptop,
+)
+
+NETHOGS = """\
+Adding local address: 10.77.0.1
+Ethernet link detected
+
+Refreshing:
+python3/355/0	330284	264560
+unknown TCP/0/0	0	0
+Unknown connection: 10.77.0.1:4598-10.77.0.2:7001
+
+Refreshing:
+python3/355/0	1.00605e+06	1.00537e+06
+python3/450/0	105100	105100
+unknown TCP/0/0	62326	2.07849e+06
+Unknown connection: 10.77.0.1:4598-10.77.0.2:7001
+"""
+BANDWHICH = """\
+Refreshing:
+<NO TRAFFIC>
+
+Refreshing:
+process: <1795778106> "traffic" up/down Bps: 144525/144743 connections: 0
+process: <1795778106> "<UNKNOWN>" up/down Bps: 64098/64072 connections: 3
+connection: <1795778106> <to-far>:28084 => fd77::2:7001 (tcp) up/down Bps: 200449/200685 process: "traffic"
+connection: <1795778106> <to-far>:10624 => 10.77.0.2:7001 (tcp) up/down Bps: 4103/4080 process: "<UNKNOWN>"
+connection: <1795778123> <to-far>:56533 => 10.77.0.2:7004 (udp) up/down Bps: 20340/20340 process: "traffic"
+"""  # noqa: E501
+BPFTRACE = """\
+Attached 3 probes
+ready
+
+
+@rx[666]: 607
+@rx[672]: 400009
+@tx[672]: 600027
+"""
+
+
+def test_nethogs():
+    # The last line of each is what counts; what it knows no process of has no session either.
+    assert list(of_nethogs(NETHOGS)) == [
+        Moved(355, None, 1005370, 1006050),
+        Moved(None, None, 2078490, 62326),
+        Moved(450, None, 105100, 105100),
+    ]
+
+
+def test_bandwhich():
+    assert list(of_bandwhich(BANDWHICH)) == [
+        Moved("traffic", (28084, 7001), 200685, 200449),
+        Moved("<UNKNOWN>", (10624, 7001), 4080, 4103),
+        Moved("traffic", (56533, 7004), 20340, 20340),
+    ]
+
+
+def test_bpftrace():
+    assert list(of_bpftrace(BPFTRACE)) == [
+        Moved(666, None, 607, 0),
+        Moved(672, None, 400009, 0),
+        Moved(672, None, 0, 600027),
+    ]
+
+
+PARENT, CHILD = Entry(7, 4001, 7001, 0, 16), Entry(8, 4001, 7001, 4000, 2000)
+BULK = Entry(7, 4002, 7001, 100_000, 16)
+
+
+@pytest.mark.parametrize(
+    "truth, found, expected",
+    [
+        # All is there, and nothing of others' sessions is.
+        ([BULK], [Moved(7, (4002, 7001), 100_000, 16), Moved(7, (4003, 7001), 9, 9)], "100"),
+        # All but one byte is not all.
+        ([BULK], [Moved(7, (4002, 7001), 99_999, 16)], "100.0"),
+        ([BULK], [], "0"),
+        # A side of which there was next to nothing is not shown, the other is.
+        ([BULK], [Moved(7, (4002, 7001), 50_000, 0)], "50.0"),
+        ([CHILD], [Moved(8, (4001, 7001), 3000, 2000)], "100 / 75.0"),
+        # By process alone, which has to be the right one to be found.
+        ([BULK], [Moved(7, None, 100_000, 0), Moved(9, None, 100_000, 0)], "100"),
+        # Nobody's, another's, or of the wrong one of two.
+        ([BULK], [Moved(None, (4002, 7001), 100_000, 16)], "100 (0)"),
+        ([BULK], [Moved(9, (4002, 7001), 100_000, 16)], "100 (0)"),
+        ([PARENT, CHILD], [Moved(7, (4001, 7001), 4000, 2016)], "100 (0)"),
+        ([PARENT, CHILD], [Moved(None, (4001, 7001), 4000, 0), Moved(8, (4001, 7001), 0, 2016)],
+         "100 (34)"),
+        # Who counts a process' bytes six times still has the right process.
+        ([BULK], [Moved(7, (4002, 7001), 600_000, 16)], "600.0"),
+        ([BULK], [Moved("traffic", (4002, 7001), 100_000, 16)], "100"),
+    ],
+)  # fmt: skip
+def test_cells(truth, found, expected):
+    assert str(judge(found, truth)) == expected
