@@ -88,7 +88,7 @@ bench: $(PYTHON) # what tracing costs, in instructions; ARGS= are options of tes
 # A guest of its own, with packages that the tests do not need.
 peers: RELEASE = sid
 peers: $(PYTHON) # tcptop and others beside the same traffic, tables; RELEASE=, ARGS= of tests/peers.py
-	@$(RUN) --with '$(PEERS)' --timeout 7200 -- $(PYTHON) tests/peers.py $(ARGS)
+	@$(RUN) --icount --with '$(PEERS)' --timeout 7200 -- $(PYTHON) tests/peers.py $(ARGS)
 
 # The package, built here, on the kernel, Python and bcc of each release, without headers.
 # After the release comes the kernel, if it is not the usual one, and the architecture.

@@ -170,14 +170,12 @@ def judge(found: Sequence[Moved], truth: Sequence[Entry]) -> Verdict:
 class Run(NamedTuple):
     """A tool beside the traffic.
 
-    error: why there is nothing, if so; start: seconds until it was ready; first and then: seconds
-    of CPU time until then and after; size: proportional set size in bytes; lost: the events
-    that it says it lost.
+    error: why there is nothing, if so; start and then: seconds of its CPU time until it was ready
+    and after that; size: proportional set size in bytes; lost: the events that it says it lost.
     """
 
     error: str = ""
     start: float = 0
-    first: float = 0
     then: float = 0
     size: int = 0
     lost: int = 0
@@ -203,14 +201,14 @@ def run(tool: Tool, workloads: Sequence[str], output: Path) -> Run:
                 lines = written(output).strip().splitlines() or ["says nothing"]
                 return Run(error=lines[-1])
             time.sleep(0.2)
-        start, first = time.monotonic() - began, used(process.pid)
+        start = used(process.pid)
         traffic = subprocess.run(
             [*TRAFFIC, "run", *workloads], stdout=subprocess.PIPE, text=True, check=True
         )
         time.sleep(SETTLED)
         if process.poll() is not None:
             return Run(error=f"ended: {written(output).strip().splitlines()[-1]}")
-        then, size = used(process.pid) - first, memory(process.pid)
+        then, size = used(process.pid) - start, memory(process.pid)
     finally:
         with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
             os.killpg(process.pid, signal.SIGINT)
@@ -225,7 +223,7 @@ def run(tool: Tool, workloads: Sequence[str], output: Path) -> Run:
     ]
     text = written(output)
     lost = sum(map(int, re.findall(tool.lost, text)))
-    return Run("", start, first / 1e9, then / 1e9, size, lost, list(tool.parse(text)), truths)
+    return Run("", start / 1e9, then / 1e9, size, lost, list(tool.parse(text)), truths)
 
 
 def version(tool: Tool) -> str:
@@ -295,11 +293,11 @@ def show(results: Sequence[tuple[Tool, Run]], workloads: Sequence[str]) -> None:
         ),
     )
     table(
-        ("tool", "start, s", "CPU until then, s", "CPU with the traffic, s", "lacks, KB",
+        ("tool", "CPU to start, s", "CPU with the traffic, s", "lacks, KB",
          "too many, KB", "says it lost"),
         (
             (
-                tool.name, f"{one.start:.1f}", f"{one.first:.1f}", f"{one.then:.1f}",
+                tool.name, f"{one.start:.2f}", f"{one.then:.2f}",
                 f"{sum(each.lacks() for each in found.values()) / 1e3:.1f}",
                 f"{sum(each.excess() for each in found.values()) / 1e3:.1f}",
                 f"{one.lost} events" if one.lost else "nothing",
@@ -332,7 +330,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory:
         for tool in tools:
             results.append((tool, run(tool, workloads, Path(directory, tool.name))))
-            print(tool.name, *results[-1][1][:6], file=sys.stderr)
+            print(tool.name, *results[-1][1][:5], file=sys.stderr)
             if options.keep:
                 shutil.copytree(directory, options.keep, dirs_exist_ok=True)
     server.kill()

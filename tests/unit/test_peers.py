@@ -55,6 +55,32 @@ ready
 @rx[672]: 400009
 @tx[672]: 600027
 """
+LIBBPF = """\
+11:05:15 loadavg: 1.22 1.06 0.65 1/80 1959
+
+PID    COMM         LADDR                 RADDR                  RX_KB TX_KB
+819    traffic      10.77.0.1:50058       10.77.0.2:7001           640      0
+238    Thread-335 ( ::ffff:10.77.0.2:7001                               ::ffff:10.77.0.1:50058                                   0    640
+831    traffic      fd77::1:14686                                       fd77::2:7001                                           256      0
+"""  # noqa: E501
+OURS = """\
+tcptop: Linux 7.2.13+deb14-amd64 x86_64, Python 3.14.10
+tcptop: probes: none; socket diagnosis, at each output
+{"type":"session","time":1795779075.782,"interval":1.168,"pid":238,"comm":"python3","family":6,"laddr":"::ffff:10.77.0.2","lport":7001,"raddr":"::ffff:10.77.0.1","rport":9204,"rx_bytes":16,"tx_bytes":393216,"unit":"-"}
+{"type":"interval","time":1795778536.607,"interval":1.04,"loadavg":"1.99 1.06 0.42 1/101 251","sessions":0,"rx_bytes":0,"tx_bytes":0,"missed":0}
+"""  # noqa: E501
+
+
+def test_ours():
+    assert list(of_ours(OURS)) == [Moved(238, (7001, 9204), 16, 393216)]
+
+
+def test_tcptop_of_libbpf_tools():
+    assert list(of_tcptop(LIBBPF)) == [
+        Moved(819, (50058, 7001), 640 * 1024, 0),
+        Moved(238, (7001, 50058), 0, 640 * 1024),
+        Moved(831, (14686, 7001), 256 * 1024, 0),
+    ]
 
 
 def test_nethogs():
@@ -112,3 +138,13 @@ BULK = Entry(7, 4002, 7001, 100_000, 16)
 )  # fmt: skip
 def test_cells(truth, found, expected):
     assert str(judge(found, truth)) == expected
+
+
+def test_what_was_lost():
+    [exact, lost] = [
+        judge([Moved(who, (4001, 7001), received, sent)], [CHILD])
+        for who, received, sent in ((8, 4000, 2000), (9, 3500, 3000))
+    ]
+    assert (exact.off(), exact.lacks(), exact.excess(), exact.named()) == (0, 0, 0, True)
+    assert (lost.off(), lost.lacks(), lost.excess(), lost.named()) == (0.5, 500, 1000, False)
+    assert not judge([], [CHILD]).named()
