@@ -3,8 +3,9 @@
 """Traffic for `make peers`: a process of this host and a server in another network namespace.
 
 names: print the names of the workloads; network: make the network namespaces; serve: be the server;
-run NAME...: run workloads one after the other, and print a line of JSON for each: its name and
-its ledger, which is what the processes of this host (but not the server) sent and received:
+run NAME...: say ready, wait for a line, run workloads one after the other, and print a line of JSON
+for each: its name and its ledger, which is what the processes of this host (but not the server)
+sent and received:
 [[PID, local port, remote port, bytes received, bytes sent], ...], or null if this kernel cannot.
 """
 
@@ -379,6 +380,9 @@ def main():
         serve()
     else:
         pathlib.Path("/proc/self/comm").write_text("traffic")
+        # What is read from disks by now is not waited for beside the tool.
+        print("ready", flush=True)
+        sys.stdin.readline()
         for workload in [each for each in WORKLOADS if each.name in names]:
             if not os.fork():
                 run(workload)
