@@ -84,9 +84,7 @@ BEGIN { printf("ready\\n"); }
 kprobe:tcp_sendmsg { @tx[pid] = sum(arg2); }
 kprobe:tcp_cleanup_rbuf /(int32)arg1 > 0/ { @rx[pid] = sum(arg1); }
 """
-LIBBPF = (
-    "PATH=$PATH:/usr/sbin; exec stdbuf -oL $(command -v tcptop-libbpf || command -v tcptop) -C 1"
-)
+LIBBPF = "exec stdbuf -oL $(command -v tcptop-libbpf || command -v tcptop) -C -r 10000 1"
 SS = "while ss -tinpOH; do echo; sleep 1; done"
 TOOLS = (
     *map(ours, ("fentry", "kprobe", "classic", "iter", "diag")),

@@ -233,7 +233,7 @@ def build(release: str, arch: str, more: Sequence[str] = ()) -> Path:
     ]
     guests = CACHE / "guests"
     name = f"{release}-{arch}" if machine.binfmt else release
-    name += "-more" if more else ""
+    name = "+".join([name, *more])
     root = guests / f"{name}-{digest(recipe)}"
     if root.exists():
         return root
