@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional, Union
 
-from bench import memory, used
+from bench import children, memory
 from readings import (
     Moved,
     of_bandwhich,
@@ -190,6 +190,21 @@ def written(file: Path) -> str:
     return file.read_text(encoding="utf-8", errors="replace")
 
 
+def used(pid: int) -> float:
+    """Seconds that a process, its threads and its children have been on the CPU."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    # utime, stime, cutime and cstime, proc(5), in hundredths
+    own = sum(map(int, fields.rpartition(")")[2].split()[11:15])) / os.sysconf("SC_CLK_TCK")
+    return own + sum(map(used, children(pid)))
+
+
+def taken(pid: int) -> tuple[float, int]:
+    """CPU time in seconds and memory in bytes of a process, whose children may end just then."""
+    while True:
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            return used(pid), memory(pid)
+
+
 def run(tool: Tool, workloads: Sequence[str], output: Path) -> Run:
     """Start a tool, run the workloads, end it and read what it has said, in a file."""
     pipe = subprocess.PIPE
@@ -205,14 +220,13 @@ def run(tool: Tool, workloads: Sequence[str], output: Path) -> Run:
             if process.poll() is not None or time.monotonic() - began > PATIENCE:
                 return Run(error=written(output).strip().rpartition("\n")[2] or "says nothing")
             time.sleep(1)
-        start, began = used(process.pid), time.monotonic()
+        start, began = taken(process.pid)[0], time.monotonic()
         said = traffic.communicate("go\n")[0]
         assert not traffic.returncode, "the traffic failed"
         took = time.monotonic() - began
         time.sleep(SETTLED)
-        if process.poll() is not None:
-            return Run(error=f"ended: {written(output).strip().rpartition(chr(10))[2]}")
-        then, size = used(process.pid) - start, memory(process.pid)
+        assert process.poll() is None, f"{tool.name} has ended: {written(output)[-999:]}"
+        total, size = taken(process.pid)
     finally:
         traffic.kill()
         traffic.wait()
@@ -229,7 +243,7 @@ def run(tool: Tool, workloads: Sequence[str], output: Path) -> Run:
     ]
     text = written(output)
     lost = sum(map(int, re.findall(tool.lost, text)))
-    return Run("", start / 1e9, then / 1e9, took, size, lost, list(tool.parse(text)), truths)
+    return Run("", start, total - start, took, size, lost, list(tool.parse(text)), truths)
 
 
 def version(tool: Tool) -> str:

@@ -69,6 +69,12 @@ tcptop: probes: none; socket diagnosis, at each output
 {"type":"session","time":1795779075.782,"interval":1.168,"pid":238,"comm":"python3","family":6,"laddr":"::ffff:10.77.0.2","lport":7001,"raddr":"::ffff:10.77.0.1","rport":9204,"rx_bytes":16,"tx_bytes":393216,"unit":"-"}
 {"type":"interval","time":1795778536.607,"interval":1.04,"loadavg":"1.99 1.06 0.42 1/101 251","sessions":0,"rx_bytes":0,"tx_bytes":0,"missed":0}
 """  # noqa: E501
+TCPLIFE = """\
+PID,COMM,IP,LADDR,LPORT,RADDR,RPORT,TX_KB,RX_KB,MS
+3090,traffic,4,10.77.0.1,62454,10.77.0.2,7001,1953,1464,1608.84
+232,Thread-1654 (an,6,::ffff:10.77.0.2,7001,::ffff:10.77.0.1,62434,1953,0,1606.91
+3094,traffic,6,fd77::1,1422,fd77::2,7001,976,976,1606.03
+"""
 
 
 def test_ours():
@@ -80,6 +86,14 @@ def test_tcptop_of_libbpf_tools():
         Moved(819, (50058, 7001), 640 * 1024, 0),
         Moved(238, (7001, 50058), 0, 640 * 1024),
         Moved(831, (14686, 7001), 256 * 1024, 0),
+    ]
+
+
+def test_tcplife():
+    assert list(of_tcplife(TCPLIFE)) == [
+        Moved(3090, (62454, 7001), 1464 * 1024, 1953 * 1024),
+        Moved(232, (7001, 62434), 0, 1953 * 1024),
+        Moved(3094, (1422, 7001), 976 * 1024, 976 * 1024),
     ]
 
 
