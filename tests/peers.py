@@ -45,6 +45,7 @@ SETTLED = 4  # seconds after the traffic, longer than any tool's interval
 # The shortest workloads and tools that start soon, to see whether this works.
 SHORT = ("loopback", "sendfile", "peeked five times"), ("fentry", "libbpf-tools", "ss")
 SAME = 0.99  # of the bytes have the right process: no need to tell
+NEAR = 0.9  # is near enough for many purposes
 
 
 class Entry(NamedTuple):
@@ -126,8 +127,8 @@ class Verdict(NamedTuple):
         return sum(max(0, counted - real) for counted, real in self.sides)
 
     def named(self) -> bool:
-        """Something was counted, and with the right process."""
-        return any(counted for counted, _ in self.sides) and self.right >= SAME
+        """Something was counted, and most of it has the right process."""
+        return any(counted for counted, _ in self.sides) and self.right >= NEAR
 
     def __str__(self) -> str:
         """A cell of the table: per cent of sent / received, one number if they are the same, and
@@ -225,7 +226,8 @@ def run(tool: Tool, workloads: Sequence[str], output: Path) -> Run:
         assert not traffic.returncode, "the traffic failed"
         took = time.monotonic() - began
         time.sleep(SETTLED)
-        assert process.poll() is None, f"{tool.name} has ended: {written(output)[-999:]}"
+        if process.poll() is not None:
+            return Run(error="ended beside the traffic")
         total, size = taken(process.pid)
     finally:
         traffic.kill()
@@ -288,12 +290,13 @@ def show(results: Sequence[tuple[Tool, Run]], workloads: Sequence[str]) -> None:
         if one.error:
             print(f"{tool.name} did not run: `{one.error}`\n")
     table(
-        ("tool", "workloads", "to the byte", "within 10 %", "right process", "memory, MB"),
+        ("tool", "workloads", "to the byte", "within 10 %", "right process", "CPU to start, s",
+         "memory, MB"),
         (
             (
                 tool.name, len(tcp), sum(not each.off() for each in tcp),
-                sum(each.off() <= 0.1 for each in tcp), sum(each.named() for each in tcp),
-                f"{one.size / 1e6:.1f}",
+                sum(each.off() <= 1 - NEAR for each in tcp), sum(each.named() for each in tcp),
+                f"{one.start:.2f}", f"{one.size / 1e6:.1f}",
             )
             for tool, one, found in ran
             for tcp in [[each for name, each in found.items() if name != "UDP"]]
@@ -313,11 +316,11 @@ def show(results: Sequence[tuple[Tool, Run]], workloads: Sequence[str]) -> None:
         ),
     )
     table(
-        ("tool", "CPU to start, s", "CPU with the traffic, s", "which took, s", "lacks, KB",
+        ("tool", "CPU with the traffic, s", "which took, s", "lacks, KB",
          "too many, KB", "says it lost"),
         (
             (
-                tool.name, f"{one.start:.2f}", f"{one.then:.2f}", f"{one.took:.0f}",
+                tool.name, f"{one.then:.2f}", f"{one.took:.0f}",
                 f"{sum(each.lacks() for each in found.values()) / 1e3:.1f}",
                 f"{sum(each.excess() for each in found.values()) / 1e3:.1f}",
                 f"{one.lost} events" if one.lost else "nothing",

@@ -75,6 +75,14 @@ PID,COMM,IP,LADDR,LPORT,RADDR,RPORT,TX_KB,RX_KB,MS
 232,Thread-1654 (an,6,::ffff:10.77.0.2,7001,::ffff:10.77.0.1,62434,1953,0,1606.91
 3094,traffic,6,fd77::1,1422,fd77::2,7001,976,976,1606.03
 """
+SS = """\
+ESTAB 0      0      [fd77::1]:7204 [fd77::2]:7001 users:(("traffic",pid=1391,fd=4)) cubic wscale:9,9 rto:204 rtt:0.046/0.033 ato:40 mss:1428 pmtu:1500 rcvmss:1428 advmss:1428 cwnd:126 bytes_sent:327696 bytes_acked:327697 bytes_received:327680 segs_out:244 segs_in:244 data_segs_out:231 data_segs_in:230 send 31291826087bps lastsnd:8 lastrcv:8 lastack:8 pacing_rate 61910709672bps delivery_rate 17516800000bps delivered:232 app_limited rcv_rtt:100.232 rcv_space:165496 rcv_ssthresh:503324 minrtt:0.012 snd_wnd:361472 rcv_wnd:503808
+
+ESTAB 0      0      10.77.0.1:55700 10.77.0.2:7001 users:(("traffic",pid=1899,fd=4)) cubic wscale:9,9 rto:204 rtt:0.014/0.001 ato:40 mss:1448 pmtu:1500 rcvmss:536 advmss:1448 cwnd:10 bytes_sent:3034 bytes_acked:3035 bytes_received:3018 segs_out:10 segs_in:14 data_segs_out:7 data_segs_in:6 send 8274285714bps lastsnd:52 lastrcv:52 lastack:52 pacing_rate 16548571424bps delivery_rate 891076920bps delivered:8 app_limited rcv_space:14480 rcv_ssthresh:64088 minrtt:0.013 snd_wnd:65536 rcv_wnd:64512
+
+ESTAB 0      0      10.77.0.1:55700 10.77.0.2:7001 users:(("traffic",pid=1899,fd=4)) cubic wscale:9,9 rto:204 rtt:0.019/0.009 ato:40 mss:1448 pmtu:1500 rcvmss:536 advmss:1448 cwnd:10 bytes_sent:9573 bytes_acked:9574 bytes_received:6036 segs_out:23 segs_in:33 data_segs_out:20 data_segs_in:12 send 6096842105bps lastsnd:8 lastrcv:708 lastack:8 pacing_rate 12193684208bps delivery_rate 891076920bps delivered:21 app_limited rcv_space:14480 rcv_ssthresh:64088 minrtt:0.013 snd_wnd:65536 rcv_wnd:64512
+ESTAB 0      0      10.77.0.1:54342 10.77.0.2:7001 cubic wscale:9,9 rto:204 rtt:0.039/0.025 mss:1448 pmtu:1500 rcvmss:536 advmss:1448 cwnd:126 bytes_sent:524304 bytes_acked:524305 segs_out:371 segs_in:20 data_segs_out:369 send 37425230769bps lastsnd:64 lastrcv:472 lastack:64 pacing_rate 73438188672bps delivery_rate 22202666664bps delivered:370 app_limited rcv_space:14480 rcv_ssthresh:64088 minrtt:0.011 snd_wnd:764928 rcv_wnd:64512
+"""  # noqa: E501
 
 
 def test_ours():
@@ -95,6 +103,18 @@ def test_tcplife():
         Moved(232, (7001, 62434), 0, 1953 * 1024),
         Moved(3094, (1422, 7001), 976 * 1024, 976 * 1024),
     ]
+
+
+def test_ss():
+    # The last look at each session, and its process as long as one had it.
+    assert list(of_ss(SS)) == [
+        Moved(1391, (7204, 7001), 327680, 327696),
+        Moved(1899, (55700, 7001), 6036, 9573),
+        Moved(None, (54342, 7001), 0, 524304),
+    ]
+    closed = SS + SS.splitlines()[0].replace('users:(("traffic",pid=1391,fd=4)) ', "")
+    again = closed.replace("bytes_sent:327696 ", "bytes_sent:327696 bytes_retrans:1428 ")
+    assert next(iter(of_ss(again))) == Moved(1391, (7204, 7001), 327680, 326268)
 
 
 def test_nethogs():
