@@ -6,6 +6,7 @@ PYTHON = /usr/bin/python3
 VM = $(PYTHON) tests/vm.py
 SOURCES = *.py tcptools tests completions
 RUN = $(VM) run --release $(RELEASE) --arch $(ARCH)
+PEERS = nethogs,bandwhich,bpftrace
 GUEST = $(RUN) --timeout 3900
 
 # Where to install: distributions add a suffix to the commands' names.
@@ -18,8 +19,8 @@ BASH = $(SHARE)/bash-completion/completions
 ZSH = $(SHARE)/zsh/site-functions
 FISH = $(SHARE)/fish/vendor_completions.d
 
-.PHONY: help run test lint unit exporter hosts guest service compare soak stress examples picture bench matrix deb \
-    install uninstall
+.PHONY: help run test lint unit exporter hosts guest service compare soak stress examples picture \
+    bench peers matrix deb install uninstall
 
 help: # show the targets
 	@sed -n 's/^\([a-z]*\):.*# \(.*\)/\1\t\2/p' Makefile | expand -t 12
@@ -30,9 +31,10 @@ $(PYTHON):
 run: $(PYTHON) # show tcptop with some traffic to look at; ARGS= are its options
 	@$(VM) demo -- $(or $(ARGS),-C 1 5)
 
-test: lint unit # lint, unit, guest, and a short bench
+test: lint unit # lint, unit, guest, and a short bench and comparison
 	$(MAKE) guest
 	$(MAKE) bench ARGS='--runs 1 --rows 200 --only kprobe' # so that it keeps working
+	$(MAKE) peers RELEASE=$(RELEASE) PEERS= ARGS=--short
 
 lint: $(PYTHON) # styles, types, manual pages
 	$(VM) tool -- ruff check $(SOURCES)
@@ -87,6 +89,11 @@ picture: $(PYTHON) # the picture of the README, anew
 # The guest's nanoseconds are instructions.
 bench: $(PYTHON) # what tracing costs, in instructions; ARGS= are options of tests/bench.py
 	$(GUEST) --icount -- $(PYTHON) tests/bench.py $(ARGS)
+
+# A guest of its own, with packages that the tests do not need.
+peers: RELEASE = sid
+peers: $(PYTHON) # tcptop and others beside the same traffic, tables; RELEASE=, ARGS= of tests/peers.py
+	@$(RUN) --icount --with '$(PEERS)' --timeout 7200 -- $(PYTHON) tests/peers.py $(ARGS)
 
 # The package, built here, on the kernel, Python and bcc of each release, without headers.
 # After the release comes the kernel, if it is not the usual one, and the architecture.

@@ -42,7 +42,7 @@ GUEST_PACKAGES = [
     "man-db", "procps", "psmisc", "python3-bpfcc", "python3-hypothesis", "python3-pytest",
     "python3-wcwidth", "sqlite3", "strace", "udev",
 ]  # fmt: skip
-NOT_IN = {"bullseye": {"libbpf-tools"}}
+NOT_IN = {"bullseye": {"bandwhich", "libbpf-tools"}, "bookworm": {"bandwhich"}}
 # The names of Debian's kernels, by what follows the release as in trixie-rt. Others are like rt's.
 KERNELS = {"": "{arch}", "16k": "{arch}-16k"}
 

@@ -12,9 +12,20 @@ import time
 
 import pytest
 from tracing import settle, start
+from ways import (
+    IORING_OP_RECV,
+    IORING_OP_SEND,
+    LIBC,
+    MSG_ZEROCOPY,
+    SO_ZEROCOPY,
+    IoUring,
+    send_zerocopy,
+    sendfile,
+    splice_in,
+    splice_out,
+    start_tls,
+)
 from workload import close, connect, listener, move, pair, receive, send
-
-LIBC = ctypes.CDLL(None, use_errno=True)
 
 HOSTS = {
     "IPv4": ("127.0.0.1", None),
@@ -221,46 +232,30 @@ def test_sendfile(exact, ledger, tmp_path):
     with exact(ledger), open(path, "rb") as file:
         reader = threading.Thread(target=lambda: receive(ledger, server, 300007))
         reader.start()
-        offset = 0
-        while offset < 300007:
-            offset += ledger.sent(
-                client, os.sendfile(client.fileno(), file.fileno(), offset, 65536)
-            )
+        sendfile(ledger, client, file, 300007)
         reader.join()
     close(client, server)
 
 
 def test_splice_both_ways(exact, ledger):
-    def splice(source, target, count):
-        moved = LIBC.splice(source, None, target, None, ctypes.c_size_t(count), 0)
-        assert moved > 0, os.strerror(ctypes.get_errno())
-        return moved
-
     client, server = pair()
-    out, into = os.pipe()
+    pipe = os.pipe()
     with exact(ledger):
         for size in (1, 4093, 30011):
-            os.write(into, b"x" * size)
-            left = size
-            while left:
-                left -= ledger.sent(client, splice(out, client.fileno(), left))
-            while left < size:
-                left += ledger.received(server, splice(server.fileno(), into, size - left))
-            while left:
-                left -= len(os.read(out, left))
+            splice_out(ledger, client, pipe, size)
+            splice_in(ledger, server, pipe, size)
     close(client, server)
-    os.close(out)
-    os.close(into)
+    for end in pipe:
+        os.close(end)
 
 
 def test_zerocopy_send(exact, ledger):
     client, server = pair()
-    client.setsockopt(socket.SOL_SOCKET, 60, 1)  # SO_ZEROCOPY
     with exact(ledger):
         for size in (20011, 65521):
             reader = threading.Thread(target=lambda n=size: receive(ledger, server, n))
             reader.start()
-            send(ledger, client, size, 0x4000000)  # MSG_ZEROCOPY
+            send_zerocopy(ledger, client, size)
             reader.join()
     close(client, server)
 
@@ -277,8 +272,8 @@ def test_zerocopy_receive(exact, ledger):
     with open("/dev/urandom", "rb") as file:
         source.write(file.read(pages))
     with exact(ledger):
-        client.setsockopt(socket.SOL_SOCKET, 60, 1)
-        ledger.sent(client, client.send(source, 0x4000000))
+        client.setsockopt(socket.SOL_SOCKET, SO_ZEROCOPY, 1)
+        ledger.sent(client, client.send(source, MSG_ZEROCOPY))
         left, mapped = ledger.entry(client)[1], 0
         while left:
             # struct tcp_zerocopy_receive: address, length, recv_skip_hint
@@ -304,13 +299,9 @@ def test_kernel_tls(tracers, ledger):
     client, server = pair()
     try:
         for sock in (client, server):
-            sock.setsockopt(socket.IPPROTO_TCP, 31, b"tls")  # TCP_ULP
+            start_tls(sock)
     except OSError:
         pytest.skip("kernel: no kTLS")
-    # struct tls12_crypto_info_aes_gcm_128: version 1.2, cipher 51, iv, key, salt, sequence
-    secret = struct.pack("=HH8s16s4s8s", 0x0303, 51, b"i" * 8, b"k" * 16, b"s" * 4, b"\0" * 8)
-    client.setsockopt(282, 1, secret)  # SOL_TLS, TLS_TX
-    server.setsockopt(282, 2, secret)  # TLS_RX
     settle(*tracers.values())
     for tracer in tracers.values():
         tracer.forget()
@@ -328,51 +319,20 @@ def test_kernel_tls(tracers, ledger):
     close(client, server)
 
 
-class IoUring:
-    """Just enough of io_uring(7) to submit one operation at a time."""
-
-    def __init__(self):
-        parameters = (ctypes.c_uint32 * 30)()
-        self.fd = LIBC.syscall(425, 8, ctypes.byref(parameters))
-        if self.fd < 0:
-            pytest.skip("kernel: no io_uring")
-        # struct io_uring_params: sq_entries, cq_entries, 8 more; then the two offset tables.
-        self.sq, self.cq = parameters[10:20], parameters[20:30]
-        size = max(self.sq[6] + 8 * 4, self.cq[5] + parameters[1] * 16)
-        self.rings = mmap.mmap(self.fd, size, offset=0)
-        self.entries = mmap.mmap(self.fd, 8 * 64, offset=0x10000000)
-
-    def submit(self, opcode, fd, buffer, length):
-        """Run one operation and return its result."""
-        tail_at, mask_at, array_at = self.sq[1], self.sq[2], self.sq[6]
-        tail = struct.unpack_from("=I", self.rings, tail_at)[0]
-        index = tail & struct.unpack_from("=I", self.rings, mask_at)[0]
-        address = ctypes.addressof(buffer)
-        self.entries[64 * index : 64 * index + 64] = struct.pack(
-            "=BBHiQQII32x", opcode, 0, 0, fd, 0, address, length, 0
-        )
-        struct.pack_into("=I", self.rings, array_at + 4 * index, index)
-        struct.pack_into("=I", self.rings, tail_at, tail + 1)
-        assert LIBC.syscall(426, self.fd, 1, 1, 1, None, 0) == 1
-        head_at, mask_at, cqes_at = self.cq[0], self.cq[2], self.cq[5]
-        head = struct.unpack_from("=I", self.rings, head_at)[0]
-        index = head & struct.unpack_from("=I", self.rings, mask_at)[0]
-        _, result, _ = struct.unpack_from("=QiI", self.rings, cqes_at + 16 * index)
-        struct.pack_into("=I", self.rings, head_at, head + 1)
-        return result
-
-
 def test_io_uring(exact, ledger):
-    ring = IoUring()
+    try:
+        ring = IoUring()
+    except OSError:
+        pytest.skip("kernel: no io_uring")
     client, server = pair()
     buffer = ctypes.create_string_buffer(20011)
     with exact(ledger):
         for size in (1, 1009, 20011):
-            assert ring.submit(26, client.fileno(), buffer, size) == size  # IORING_OP_SEND
+            assert ring.submit(IORING_OP_SEND, client.fileno(), buffer, size) == size
             ledger.sent(client, size)
             left = size
             while left:
-                got = ring.submit(27, server.fileno(), buffer, left)  # IORING_OP_RECV
+                got = ring.submit(IORING_OP_RECV, server.fileno(), buffer, left)
                 assert got > 0
                 left -= ledger.received(server, got)
     close(client, server)
