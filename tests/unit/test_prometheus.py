@@ -265,7 +265,9 @@ def test_a_directory_that_is_none(tmp_path, path, reason):
 def test_what_is_in_the_way_is_named_and_nothing_is_left(tmp_path):
     (tmp_path / "a.prom").mkdir()
     kind = Sums(["comm"], lambda _: "-")
-    with pytest.raises(Failure, match=f"^cannot write {tmp_path}/a.prom: Is a directory$"):
+    with pytest.raises(
+        Failure, match=f"^cannot write {tmp_path}/a.prom: it is not a regular file$"
+    ):
         Exporter(Textfile(f"{tmp_path}/a.prom"), Series(kind, 1))
     assert os.listdir(tmp_path) == ["a.prom"]
 
