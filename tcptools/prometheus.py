@@ -152,7 +152,8 @@ class Textfile:
             found = os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)
         except FileNotFoundError:
             return None
-        if not stat.S_ISREG(found.st_mode):  # a device, say, which nobody wants replaced
+        # A device, say, is not to be replaced; a link is, rather than followed.
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode)):
             raise OSError(errno.EINVAL, "it is not a regular file")
         return found.st_ino, found.st_mtime_ns
 
