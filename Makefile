@@ -18,8 +18,8 @@ BASH = $(SHARE)/bash-completion/completions
 ZSH = $(SHARE)/zsh/site-functions
 FISH = $(SHARE)/fish/vendor_completions.d
 
-.PHONY: help run test lint unit exporter hosts guest service compare soak stress examples picture bench matrix deb \
-    install uninstall
+.PHONY: help run test lint unit exporter hosts guest compare soak stress examples picture bench matrix deb \
+    service install uninstall
 
 help: # show the targets
 	@sed -n 's/^\([a-z]*\):.*# \(.*\)/\1\t\2/p' Makefile | expand -t 12
