@@ -355,10 +355,10 @@ def create_parser() -> argparse.ArgumentParser:
     add("--timeout", type=float, default=1800, metavar="SECONDS", help="(default: %(default)s)")
     add("--icount", action="store_true", help="one CPU whose nanoseconds are instructions")
     add("--kvm", action="store_true", help="hardware virtualization, where it works")
+    add("--systemd", action="store_true", help="as the first process; with systemd-sysv")
     add("--traffic", action="store_true", help="with some traffic to look at, as the demo has")
     add("--no-headers", action="store_true", help="hide the kernel headers")
     add("--with", dest="more", default="", metavar="PACKAGE[,PACKAGE...]", help="in the guest, too")
-    add("--systemd", action="store_true", help="as the first process; with systemd-sysv")
     add("--rw", type=Path, metavar="DIRECTORY", help="writable in the guest, as /out")
     add("command", nargs="+", metavar="-- COMMAND",
         help="one word is a line for the shell, more are a command and its arguments")  # fmt: skip
