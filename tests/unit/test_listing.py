@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcptools import listing
+from tcptools import listing, ranking
 from tcptools.history import History
 from tcptools.keys import State, orders
 from tcptools.listing import Gathering, Listing, Ranking
@@ -28,11 +28,11 @@ rows_of_few_sizes = st.integers(0, 40).flatmap(
 
 @given(rows_of_few_sizes, st.booleans(), st.integers(0, 70), st.integers(0, 70))
 def test_a_part_of_an_order_is_that_of_the_whole(rows, largest, first, count):
-    ranking = Ranking(rows, [row[0] for row in rows], largest)
+    ranked = Ranking(rows, [row[0] for row in rows], largest)
     whole = sorted(sorted(rows, key=itemgetter(2)), key=itemgetter(0), reverse=largest)
-    assert ranking.part(first, first + count) == whole[first : first + count]
-    assert [ranking.find(row[2]) for row in whole] == list(range(len(whole)))
-    assert ranking.find(-1) is None
+    assert ranked.part(first, first + count) == whole[first : first + count]
+    assert [ranked.find(row[2]) for row in whole] == list(range(len(whole)))
+    assert ranked.find(-1) is None
 
 
 def test_a_few_of_many_of_the_same_size():
@@ -46,8 +46,8 @@ def test_a_few_of_many_of_the_same_size():
 def test_a_part_of_many_rows_is_found_by_a_sample(sample, spare, keys, first, count):
     rows = [(0, 0, key) for key in keys]
     first, end = min(first, len(rows)), min(first + count, len(rows))
-    with mock.patch.multiple(listing, SAMPLE=sample, SPARE=spare):
-        part = listing.in_order(rows, first, end)
+    with mock.patch.multiple(ranking, SAMPLE=sample, SPARE=spare):
+        part = ranking.in_order(rows, first, end)
     assert [key for _, _, key in part] == sorted(keys)[first:end]
 
 
