@@ -162,6 +162,20 @@ static __always_inline void look_closer(struct position *position)
 }
 
 /*
+ * Whether this side's FIN may be in write_seq, without that its change of state was seen: a
+ * preempted program of the tracepoint has all others skipped on its CPU, and a socket may be in
+ * CLOSE by the time that its lock is given back (__tcp_close(), net/ipv4/tcp.c).
+ */
+static __always_inline bool fin_unseen(u8 state)
+{
+#ifdef TRACEPOINTS_PREEMPTED
+	return state == TCP_CLOSE;
+#else
+	return false;
+#endif
+}
+
+/*
  * The bytes that were taken and sent since a connection began. The counters may have moved
  * while they were read: the low half of each total is exact as of some moment, and the high
  * half is the nearest to what TCP's 64-bit counters say.
@@ -177,7 +191,7 @@ static __always_inline u64 taken(struct tcp_counters *at, u32 first)
 static __always_inline u64 sent(struct tcp_counters *at, u32 first)
 {
 	u64 about = at->bytes_acked + (u32)(at->write_seq - at->snd_una);
-	u32 low = at->write_seq - first - fin_queued(at->state);
+	u32 low = at->write_seq - first - (fin_queued(at->state) || fin_unseen(at->state));
 
 	return about + (s32)(low - (u32)about);
 }
@@ -248,8 +262,11 @@ static __always_inline void sum_up(void *tp, struct position *position, bool sen
 		return;
 	if (connection_of(tp) == position->connection && FIELD(u16, tp, OFFSET_skc_dport)) {
 		special->rx_total = taken(&now, special->rx_first);
-		if (!special->send_closed)
+		if (!special->send_closed) {
 			special->tx_total = sent(&now, special->tx_first);
+			if (over && fin_unseen(now.state))
+				count(EVENTS_MISSED);
+		}
 	}
 	special->send_closed |= send_closed;
 	special->over = over;
@@ -317,8 +334,11 @@ static __always_inline struct movement movement_of(void *tp, struct position *po
 		position->write_seq = write_seq;
 	position->copied_seq = copied_seq;
 	/* A FIN is the last to move either counter, by one, and is no byte. */
-	if (moved.tx && !position->send_closed && fin_queued(state))
+	if (moved.tx && !position->send_closed && (fin_queued(state) || fin_unseen(state))) {
 		moved.tx--;
+		if (moved.tx && fin_unseen(state))
+			count(EVENTS_MISSED); /* or it was reset, and that was a byte */
+	}
 	if (moved.rx && state != TCP_ESTABLISHED &&
 	    fin_read(FIELD(u64, tp, OFFSET_skc_flags), copied_seq, FIELD(u32, tp, OFFSET_rcv_nxt)))
 		moved.rx--;
