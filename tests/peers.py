@@ -43,7 +43,7 @@ NAME = "traffic"  # of its processes
 PATIENCE = 6000
 SETTLED = 4  # seconds after the traffic, longer than any tool's interval
 # The shortest workloads and tools that start soon, to see whether this works.
-SHORT = ("loopback", "sendfile", "peeked five times"), ("fentry", "libbpf-tools", "ss")
+SHORT = ("loopback", "sendfile", "peeked five times"), ("diag", "libbpf-tools")
 SAME = 0.99  # of the bytes have the right process: no need to tell
 NEAR = 0.9  # is near enough for many purposes
 
