@@ -276,7 +276,12 @@ ENTRY(sk_psock_init, at_helper)
 #define CHANGE ARGUMENT(0), (u64)ARGUMENT(1), (u64)ARGUMENT(2)
 TRACEPOINT(event, inet_sock_set_state, at_inet_sock_set_state(CHANGE))
 TRACEPOINT(event, tcp_destroy_sock, at_tcp_destroy_sock(ARGUMENT(0)))
+/* Of what the first has done already, the second finds nothing left to do. */
+#ifdef TRACEPOINTS_PREEMPTED
+TRACEPOINT(again, inet_sock_set_state, at_inet_sock_set_state(CHANGE))
+#else
 TRACEPOINT(again, inet_sock_set_state, at_established(CHANGE))
+#endif
 
 #ifdef HAVE_BTF
 /* Iterators. Once at the start: only what comes is counted. */
