@@ -33,6 +33,8 @@ from tcptools.syscalls import (
 # Index of `counters` in bpf/common.h, and what PHASE may be.
 EVENTS_MISSED, ROWS_MADE, SPECIALS_MADE, LOOKS_PROVED, PHASE, INTERVAL = range(6)
 PROVING, NOTING, COUNTING = range(3)
+# The tracepoints at which sessions begin and end.
+ENDS = ("inet_sock_set_state", "tcp_destroy_sock")
 
 # Takes note of a descriptor that is to be closed if the next step fails, and returns it.
 Opened = Callable[[int], int]
@@ -44,7 +46,8 @@ class Attached:
 
     maps: by name; iterators: links, by function and, if there is one, map; counters: the array
     of bpf/common.h, in memory shared with the programs; notes: how the kernel is traced, for -v;
-    warnings: what is less exact for it here.
+    warnings: what is less exact for it here; ends: where the kernel preempts programs, those that
+    see sessions begin and end.
     """
 
     kind: Kind
@@ -53,11 +56,14 @@ class Attached:
     counters: memoryview
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
     _missed: int = 0
 
     def new_missed(self) -> int:
         """How many events were missed since the last call."""
-        before, self._missed = self._missed, self.counters[EVENTS_MISSED]
+        # Nobody knows of a session that all of them have skipped: no more than the least of them.
+        unseen = min(map(syscalls.skipped, self.ends), default=0)
+        before, self._missed = self._missed, self.counters[EVENTS_MISSED] + unseen
         return self._missed - before
 
 
@@ -124,24 +130,28 @@ def _make_maps(tool: Tool, code: Compiled, scope: Scope, opened: Opened) -> dict
 
 def _attach_program(
     how: str, target: str, code: bytes, kind: Kind, btf: Optional[Btf], opened: Opened
-) -> None:
-    """Load a program and attach it: at a function's entry or return, or to a tracepoint."""
+) -> int:
+    """Load a program and attach it: at a function's entry or return, or to a tracepoint.
+
+    The program's file descriptor.
+    """
     typed = how != "return" and (ENTRY_TYPED if how == "entry" else EVENT_TYPED) in kind.macros
     name = f"{how}__{target}"
     if typed:
         assert btf  # or the kind is not wanted
         attach_type = BPF_TRACE_FENTRY if how == "entry" else BPF_TRACE_RAW_TP
         btf_id = btf.function(target) if how == "entry" else btf.tracepoint(target)
-        program = load_program(
-            name, code, BPF_PROG_TYPE_TRACING, attach_type, found(btf_id, target)
+        program = opened(
+            load_program(name, code, BPF_PROG_TYPE_TRACING, attach_type, found(btf_id, target))
         )
-        opened(syscalls.open_tracepoint(None, opened(program)))
+        opened(syscalls.open_tracepoint(None, program))
     elif how in ("entry", "return"):
         program = opened(load_program(name, code, BPF_PROG_TYPE_KPROBE))
         opened(syscalls.open_kprobe(target, program, how == "return"))
     else:
         program = opened(load_program(name, code, BPF_PROG_TYPE_RAW_TRACEPOINT))
         opened(syscalls.open_tracepoint(target, program))
+    return program
 
 
 def found(btf_id: Optional[int], what: str) -> int:
@@ -164,8 +174,10 @@ def _attach(
         for function, instructions in code.functions.items():
             prefix, _, target = function.partition("__")
             if prefix == how:
-                program = with_maps(instructions, place)
-                _attach_program(how, target, program, kind, btf, opened)
+                linked = with_maps(instructions, place)
+                program = _attach_program(how, target, linked, kind, btf, opened)
+                if target in ENDS and btf and btf.tracepoints_are_preempted():
+                    attached.ends.append(program)
     if kind.at_functions():
         use_a_connection()
         if not attached.counters[LOOKS_PROVED]:

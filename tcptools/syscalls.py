@@ -22,6 +22,8 @@ BPF_PROG_TYPE_KPROBE, BPF_PROG_TYPE_RAW_TRACEPOINT, BPF_PROG_TYPE_TRACING = 2, 1
 BPF_TRACE_RAW_TP, BPF_TRACE_FENTRY, BPF_TRACE_ITER = 23, 24, 28
 # struct bpf_map_info: type, (id), sizes of key and value, max_entries, map_flags, name.
 MAP_INFO = struct.Struct("=I4x4I16s")
+# recursion_misses of struct bpf_prog_info.
+PROGRAM_INFO = struct.Struct("=208xQ")
 # include/uapi/linux/perf_event.h
 PERF_EVENT_IOC_ENABLE, PERF_EVENT_IOC_SET_BPF, PERF_FLAG_FD_CLOEXEC = 0x2400, 0x40042408, 8
 # bpf(2) and perf_event_open(2) by architecture; all that came later have the numbers of arm64.
@@ -78,6 +80,17 @@ def map_kind(map_fd: int) -> MapKind:
     _checked(get_info(map_fd, info, ctypes.byref(size)), "map")
     kind, key_size, value_size, entries, flags, name = MAP_INFO.unpack(info)
     return MapKind(name.split(b"\0")[0].decode(), kind, key_size, value_size, entries, flags)
+
+
+def skipped(program: int) -> int:
+    """How often the kernel has not run a program, because another task was in it on that CPU.
+
+    0 before Linux 5.12, which does not count that.
+    """
+    info = ctypes.create_string_buffer(PROGRAM_INFO.size)
+    size = ctypes.c_uint32(PROGRAM_INFO.size)
+    _checked(libbpf().bpf_obj_get_info_by_fd(program, info, ctypes.byref(size)), "program")
+    return int(PROGRAM_INFO.unpack(info)[0])
 
 
 def _storage_types(value_size: int) -> bytes:

@@ -12,7 +12,7 @@ from tcptools.btf import FIELDS, OPTIONAL_FIELDS, named
 from tcptools.kernel import PinnedMap, Scope
 from tcptools.options import FILTERS, Tcptop, rows
 from tcptools.parser import parse
-from tcptools.program import Attached
+from tcptools.program import EVENTS_MISSED, Attached
 from tcptools.sources import iteration, traffic
 
 STORAGE, FENTRY, KPROBE, CLASSIC = traffic.tool(Tcptop()).kinds
@@ -147,6 +147,17 @@ def test_the_path_of_a_cgroup(monkeypatch):
     assert source.cgroup_path(10) is None
     source._programs.maps.clear()
     assert source.cgroup_path(7) is None
+
+
+def test_what_all_programs_have_skipped_is_missed(monkeypatch):
+    times = {5: 7, 6: 2}
+    monkeypatch.setattr(syscalls, "skipped", times.get)
+    counters = [0] * 6
+    attached = Attached(KPROBE, {}, {}, counters, ends=[5, 6])
+    assert (attached.new_missed(), attached.new_missed()) == (2, 0)
+    counters[EVENTS_MISSED], times[5], times[6] = 10, 8, 9
+    assert attached.new_missed() == 10 + 8 - 2, "no more than the one that skipped least"
+    assert Attached(KPROBE, {}, {}, counters).new_missed() == 10
 
 
 def test_text_is_no_number():
