@@ -22,17 +22,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional, Union
 
+import readings
 from bench import children, memory
-from readings import (
-    Moved,
-    of_bandwhich,
-    of_bpftrace,
-    of_nethogs,
-    of_ours,
-    of_ss,
-    of_tcplife,
-    of_tcptop,
-)
+from readings import Moved
 
 TESTS = Path(__file__).resolve().parent
 OURS = [sys.executable, str(TESTS.parent / "tcptop.py"), "-v", "--json", "--probe"]
@@ -77,7 +69,9 @@ class Tool(NamedTuple):
 
 def ours(kind: str) -> Tool:
     """This checkout's tcptop with a kind of probe."""
-    return Tool(kind, "", [*OURS, kind, "1"], of_ours, "^tcptop: probes: ", r'"missed":(\d+)')
+    return Tool(
+        kind, "", [*OURS, kind, "1"], readings.of_ours, "^tcptop: probes: ", r'"missed":(\d+)'
+    )
 
 
 BPFTRACE = """
@@ -90,16 +84,17 @@ SS = "while ss -tinpOH; do echo; sleep 1; done"
 TOOLS = (
     *map(ours, ("fentry", "kprobe", "classic", "iter", "diag")),
     Tool("tcptop-bpfcc", "bpfcc-tools", [sys.executable, "-u", "/usr/sbin/tcptop-bpfcc", "-C", "1"],
-         of_tcptop, "^Tracing"),
+         readings.of_tcptop, "^Tracing"),
     Tool("tcplife-bpfcc", "bpfcc-tools", [sys.executable, "-u", "/usr/sbin/tcplife-bpfcc", "-s"],
-         of_tcplife, "^PID,"),
-    Tool("libbpf-tools", "libbpf-tools", ["sh", "-c", LIBBPF], of_tcptop, "^PID"),
-    Tool("bpftrace", "bpftrace", ["bpftrace", "-e", BPFTRACE], of_bpftrace, "^ready"),
-    Tool("nethogs", "nethogs", ["nethogs", "-t", "-v", "2", "-a", "-C"], of_nethogs, "^Refreshing",
+         readings.of_tcplife, "^PID,"),
+    Tool("libbpf-tools", "libbpf-tools", ["sh", "-c", LIBBPF], readings.of_tcptop, "^PID"),
+    Tool("bpftrace", "bpftrace", ["bpftrace", "-e", BPFTRACE], readings.of_bpftrace, "^ready"),
+    Tool("nethogs", "nethogs", ["nethogs", "-t", "-v", "2", "-a", "-C"],
+         readings.of_nethogs, "^Refreshing",
          udp=True),
     Tool("bandwhich", "bandwhich", ["bandwhich", "--raw", "--no-resolve", "--connections"],
-         of_bandwhich, "^Refreshing", udp=True),
-    Tool("ss", "iproute2", ["sh", "-c", SS], of_ss, "^$"),
+         readings.of_bandwhich, "^Refreshing", udp=True),
+    Tool("ss", "iproute2", ["sh", "-c", SS], readings.of_ss, "^$"),
 )  # fmt: skip
 
 
@@ -256,11 +251,6 @@ def version(tool: Tool) -> str:
     )
     status, _, number = found.stdout.partition(" ")
     return number if status == "installed" else ""
-
-
-def line(cells: Iterable[Any]) -> str:
-    """A line of a table in Markdown."""
-    return f"| {' | '.join(map(str, cells))} |"
 
 
 Verdicts = dict[str, Verdict]
