@@ -90,9 +90,10 @@ def children(pid: int) -> list[int]:
 
 def used(pid: int) -> int:
     """Nanoseconds, and so instructions, that a process and its children have been on the CPU."""
-    own = int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[0])
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    own = sum(int(thread.read_text(encoding="ascii").split()[0]) for thread in threads)
     own += sum(map(used, children(pid)))
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     # cutime and cstime, proc(5), are coarse, and no child but a compiler has ended.
     return own + sum(map(int, fields[13:15])) * (10**9 // os.sysconf("SC_CLK_TCK"))
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional, Union
 
 import readings
-from bench import children, memory
+from bench import memory, used
 from readings import Moved
 
 TESTS = Path(__file__).resolve().parent
@@ -186,19 +186,11 @@ def written(file: Path) -> str:
     return file.read_text(encoding="utf-8", errors="replace")
 
 
-def used(pid: int) -> float:
-    """Seconds that a process, its threads and its children have been on the CPU."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    # utime, stime, cutime and cstime, proc(5), in hundredths
-    own = sum(map(int, fields.rpartition(")")[2].split()[11:15])) / os.sysconf("SC_CLK_TCK")
-    return own + sum(map(used, children(pid)))
-
-
 def taken(pid: int) -> tuple[float, int]:
-    """CPU time in seconds and memory in bytes of a process, whose children may end just then."""
+    """CPU time in seconds and memory in bytes of a process; children may end just then."""
     while True:
         with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-            return used(pid), memory(pid)
+            return used(pid) / 1e9, memory(pid)
 
 
 def run(tool: Tool, workloads: Sequence[str], output: Path) -> Run:
