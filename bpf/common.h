@@ -6,7 +6,6 @@
  * Python puts the options and field offsets in front as macros:
  *   PROBE_FENTRY, PROBE_KPROBE, PROBE_CLASSIC, PROBE_ITER, PROBE_TRACEPOINT  what kind this is
  *   ENTRY_TYPED, EVENT_TYPED         which programs know the types of their arguments
- *   PLACEHOLDER                      in the place of a number of the user, see NUMBER()
  *   MAP_FLAGS                        of maps of which memory is to be taken as used
  *   PID_MATCHES(pid)                 the filter for processes, as a condition
  *   SESSION_FILTER                   only some sessions are wanted, by these conditions:
@@ -62,11 +61,11 @@ struct identity {
 
 #define NO_UID 0xffffffff
 
-/* A number that user space puts in when it loads the programs, which are compiled without it. */
-#define NUMBER(place)                                                                              \
+/* A number that user space puts in, in this one's place, when it loads what was compiled. */
+#define NUMBER(placeholder)                                                                        \
 	({                                                                                         \
 		u64 _number;                                                                       \
-		asm("%0 = %1 ll" : "=r"(_number) : "i"(PLACEHOLDER << 32 | (place)));              \
+		asm("%0 = %1 ll" : "=r"(_number) : "i"(placeholder));                              \
 		_number;                                                                           \
 	})
 

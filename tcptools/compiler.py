@@ -82,7 +82,7 @@ def with_maps(code: bytes, place: dict[int, int]) -> bytes:
 
 
 def with_numbers(code: bytes, numbers: Sequence[int]) -> bytes:
-    """Instructions with the user's numbers where the text says NUMBER(place)."""
+    """Instructions with the user's numbers where the text says NUMBER()."""
 
     def number(is_map: bool, found: int) -> int:
         upper, lower = divmod(found, 2**32)

@@ -82,7 +82,7 @@ class Later(list[int]):
 
     def __call__(self, number: int) -> str:
         self.append(number)
-        return f"NUMBER({len(self) - 1})"
+        return f"NUMBER({PLACEHOLDER << 32 | len(self) - 1:#x}ULL)"
 
 
 def any_of(values: tuple[int, ...], name: str, number: Writer = literally) -> str:
@@ -100,7 +100,6 @@ def macros(
 ) -> str:
     """The options as C macros. Everything in them is a number or chosen here."""
     defined: dict[str, Any] = {
-        "PLACEHOLDER": f"{PLACEHOLDER:#x}ULL",
         f"PROBE_{kind.probe.upper()}": 1,
         "MAP_FLAGS": flags,
         "PID_MATCHES(pid)": any_of(options.pids, "pid", number),
