@@ -112,8 +112,9 @@ def _by_bcc(text: str, names: tuple[str, ...], has_btf: bool) -> dict[str, Any]:
     import bcc
 
     ctypes.set_errno(0)
-    # What bcc's -O2 does beyond -O1 takes 5 % of the start and gains nothing.
-    bpf = bcc.BPF(text=text, cflags=["-O1"])
+    # bcc optimizes what clang hands over by itself (run_pass_manager(), src/cc/bpf_module.cc), so
+    # that clang's own passes before it take a sixth of the time and gain nothing.
+    bpf = bcc.BPF(text=text, cflags=["-Xclang", "-disable-llvm-passes"])
     lib = bcc.libbcc.lib
     functions = {
         name.decode(): bpf.dump_func(name)

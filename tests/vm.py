@@ -75,7 +75,7 @@ ARCHITECTURES = {
 
 # What the command finds in the guest. /run/vm is the host's temporary directory of this run.
 PROLOGUE = """\
-export HOME=/root LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 TCPTOP_NO_SKIP=1
+export HOME=/root LANG=C.UTF-8 PYTHONPYCACHEPREFIX=/tmp/pycache TCPTOP_NO_SKIP=1
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis
 ip link set lo up
