@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,8 @@ HELD = 5
 KINDS = ("fentry", "kprobe", "classic", "iter")
 # Sessions that are opened and closed.
 SESSIONS = 2000
+# Processes that send all the time, while sockets are looked at often.
+SENDERS = 64
 MESSAGE = b"x" * 64
 
 # The kernel is busy for some seconds with what it puts off when programs are attached.
@@ -146,29 +149,29 @@ def event() -> float:
         return min(found)
 
 
-def event_on(cpus: int) -> float:
-    """The same while so many CPUs do nothing else; the time counts what all of them do."""
+def event_on(cpus: int, senders: int) -> float:
+    """The same while so many processes do nothing else, on so many CPUs."""
 
     def together() -> float:
         began = time.perf_counter_ns()
-        for cpu, pair in enumerate(pairs):
+        for number, pair in enumerate(pairs):
             if not os.fork():
-                os.sched_setaffinity(0, {cpu})
+                os.sched_setaffinity(0, {number % cpus})
                 exchange(*pair)
                 os._exit(0)
         for _ in pairs:
             os.wait()
-        return (time.perf_counter_ns() - began) / EVENTS / cpus
+        return (time.perf_counter_ns() - began) / EVENTS / senders
 
-    with connected(cpus) as pairs:
+    with connected(senders) as pairs:
         return min(together() for _ in range(6))
 
 
 class Running:
     """A subject that runs, and what it took to get there."""
 
-    def __init__(self, subject: Subject) -> None:
-        command = subject.command + ([str(INTERVAL)] if subject.is_tcptop else [])
+    def __init__(self, subject: Subject, interval: float = INTERVAL) -> None:
+        command = subject.command + ([str(interval)] if subject.is_tcptop else [])
         self._process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
         )
@@ -192,6 +195,11 @@ class Running:
         assert patience < INTERVAL, "no output"
         return used(self.pid) - before
 
+    def discard(self) -> None:
+        """Have its outputs read from now on, or it would stop for want of room."""
+        assert self._process.stdout
+        threading.Thread(target=self._process.stdout.read, daemon=True).start()
+
     def stop(self) -> None:
         """End it."""
         self._process.send_signal(signal.SIGINT)
@@ -202,9 +210,9 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(subject: Subject) -> Iterator[Running]:
-    """A subject for as long as it is measured."""
-    one = Running(subject)
+def running(subject: Subject, interval: float = INTERVAL) -> Iterator[Running]:
+    """A subject for as long as it is measured; seconds between its outputs."""
+    one = Running(subject, interval)
     try:
         yield one
     finally:
@@ -261,20 +269,23 @@ def visit(pairs: Pairs) -> float:
 
 
 def of_cpus() -> None:
-    """Print how much longer an event takes with each number of busy CPUs.
+    """Print how much longer an event takes with each number of busy CPUs, and beside outputs.
 
     This needs a guest with two, which has no clock of instructions: QEMU does not get there
     when it counts them.
     """
-    line = "{:14} {:>8} {:>12}"
-    print(line.format("", "CPUs", "times bare"), flush=True)
+    line = "{:14} {:>8} {:>8} {:>9} {:>12}"
+    print(line.format("", "CPUs", "senders", "interval", "times bare"), flush=True)
     for cpus in range(1, (os.cpu_count() or 1) + 1):
-        bare = event_on(cpus)
-        for kind in KINDS:
-            with running(ours(kind)):
-                time.sleep(AFTERMATH)
-                ratio = event_on(cpus) / bare
-            print(line.format(f"ours, {kind}", cpus, f"{ratio:.2f}"), flush=True)
+        for senders, interval in ((cpus, INTERVAL), (SENDERS, 0.1)):
+            bare = event_on(cpus, senders)
+            for kind in KINDS:
+                with running(ours(kind), interval) as one:
+                    one.discard()
+                    time.sleep(AFTERMATH)
+                    ratio = event_on(cpus, senders) / bare
+                figures = (cpus, senders, interval, f"{ratio:.2f}")
+                print(line.format(f"ours, {kind}", *figures), flush=True)
 
 
 def lives() -> None:
