@@ -193,6 +193,11 @@ MOVES = (
     Key(("\033[F", "\033OF", "\033[4~", "\033[8~"), "End", "the last row", _move(ALL_ROWS)),
 )  # fmt: skip
 
+LEAVING = Key(
+    ("\033",), "Esc", "end details, filter, what o has begun, selection", _end,
+    lambda s: "Esc ends the filter" if s.filter else "Esc goes back" if s.within else "",
+)  # fmt: skip
+
 KEYS = (
     Key(
         ("h", "?"), "h, ?", "this help", lambda s: replace(s, help=True, text_top=0),
@@ -212,10 +217,7 @@ KEYS = (
     Key(
         ("/",), "/", "only sessions that match a regular expression; ! in front: that do not",
         lambda s: replace(s, typed=s.filter, before=s.filter, details=False),
-        lambda s: (
-            "Esc ends the filter" if s.filter else "Esc goes back, / filter" if s.within
-            else "/ filter"
-        ),
+        lambda _: "/ filter",
     ),
     Key(
         ("b",), "b", "sum up: by session, process, unit, remote host, local port",
@@ -242,7 +244,7 @@ KEYS = (
         # How to go on has its place at the beginning of the line.
         lambda state: "" if state.paused else "space pause",
     ),
-    Key(("\033",), "Esc", "end details, filter, what o has begun, selection", _end),
+    LEAVING,
 )  # fmt: skip
 
 # While a filter is typed; any other character is part of it.

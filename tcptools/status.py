@@ -7,7 +7,7 @@ from typing import Any
 from tcptools.figures import amount, spark
 from tcptools.filters import SLOW, compiled
 from tcptools.history import MINUTE, Picture
-from tcptools.keys import KEYS, ORDER_NAMES, State
+from tcptools.keys import KEYS, LEAVING, ORDER_NAMES, State
 from tcptools.listing import Listed, texts
 from tcptools.report import Rows
 from tcptools.table import cut, visible, width
@@ -49,7 +49,7 @@ def head(state: State, picture: Picture, listed: Listed, columns: int) -> list[s
 
 
 def _short(before: str, text: str, size: int) -> str:
-    return f"{before}{cut(text, size)}{'..' * (width(text) > size)}"
+    return f"{before}{text if width(text) <= size else cut(text, size).rstrip() + '..'}"
 
 
 def _count(state: State, picture: Picture, listed: Listed) -> Sequence[str]:
@@ -59,7 +59,7 @@ def _count(state: State, picture: Picture, listed: Listed) -> Sequence[str]:
     passing = listed.passed[2] if listed.passed else 0
     if sessions and not total:
         # They have rows, too.
-        everything += len(picture.quiet)
+        everything += len(picture.quiet if state.narrowed else listed.quiet)
         passing += len(listed.quiet)
     short = f"{everything}"
     if state.narrowed:
@@ -92,7 +92,7 @@ def _summary(state: State, picture: Picture, listed: Listed, columns: int) -> st
         last = label(*state.within[-1], state)
         parts["within"] = [
             *(_short("only ", row, size) for size in (80, 40)),
-            *(_short("only ", last, size) for size in (20, 5)),
+            *(_short("only ", last, size) for size in (20, 8, 2)),
         ]
     if state.filter and not listed.error:
         text = visible(state.filter, state.encoding)
@@ -157,7 +157,8 @@ def status(
         moved = amount(received + sent)
         notices.append((f"{moved} of {number} sessions that are gone not shown", f"+{moved}"))
     hints = [f"from row {shown[0] + 1} on"] if shown[0] else []
-    hints += [key.hint(state) for key in KEYS]
+    # How to get out has a place before all that one can get into.
+    hints += [key.hint(state) for key in sorted(KEYS, key=lambda key: key is not LEAVING)]
     return one_line(notices, hints if state.keyboard else [], columns)
 
 

@@ -415,6 +415,8 @@ def test_sessions_that_are_new_and_that_are_quiet():
     assert found[-1].text == HINTS, "one that is quiet is not missed"
     assert sizes(live.frame(80, 4)) == [3, 2] and live.frame(80, 4)[-1].text == HINTS
     assert not [line for line in live.remains(80, 24) if line.startswith("4194306")]
+    assert found[0].text.startswith("3 sessions  "), "it has a row"
+    assert live.remains(80, 24)[0].startswith("2 sessions  ")
     live.add(made.interval(), [session(2), session(3)])
     assert [line.style for line in live.frame(80, 24)[2:5]] == [Style.PLAIN] * 3
     assert sizes(live.frame(80, 24)) == [3, 2]
@@ -528,10 +530,12 @@ def test_a_filter_is_seen_in_a_narrow_window():
     live = view([session(1 << 20, sent=1 << 20)])
     assert head(live, 40, keys=["/", *"sshd", "\n"]) == "1 of 1  RX 1.0G/s  TX 1.0G/s  /sshd"
     assert (
-        head(live, 40, keys=["/", *"|an expression", "\n"]) == "1 of 1  RX 1.0G/s  TX 1.0G/s  /ss.."
+        head(live, 40, keys=["/", *"|an expression", "\n"])
+        == "1 of 1  RX 1.0G/s  TX 1.0G/s  /sshd|an.."
     )
     assert "/ss.." in head(live, 40, keys=["b", DOWN, "o"])
-    assert "only " in live.frame(40, 24)[0].text
+    assert live.frame(40, 24)[0].text == "RX 1.0G/s  TX 1.0G/s  only 52..  /ss.."
+    assert live.frame(40, 24)[-1].text == "Esc ends the filter, h help, q quit"
     for columns in range(20, 40):
         assert "/ss" in live.frame(columns, 24)[0].text
 
