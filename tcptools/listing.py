@@ -55,7 +55,7 @@ class Gathering:
                 found = sums.setdefault(row[2], [0, 0, 0])
                 found[0] += row[0]
                 found[1] += row[1]
-                found[2] += kind.count((row,))
+                found[2] += row[3]  # a sum's; there may be as many as sessions
             self._next += PORTION
             if self._next >= len(self._sessions):
                 self.working = False
