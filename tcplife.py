@@ -53,7 +53,7 @@ def run(options: Tcplife, scope: Scope) -> None:
         elif ended:
             this.say("".join(text.lines(ended, epoch)))
         if missed:
-            this.complain(f"{missed} sessions not shown: too many began or ended at once")
+            this.complain(f"{missed} {lives.losses}")
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:

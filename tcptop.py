@@ -121,11 +121,6 @@ def alarm(options: Tcptop, kind: Rows, rows: list[Any], seconds: float) -> str:
     return f"more than {options.exit_over} bytes a second: {row}"
 
 
-def missed_note(missed: int) -> str:
-    """What to report of events that were not counted, "" if there were none."""
-    return f"{missed} events not counted, see --max-sessions" if missed else ""
-
-
 def load_average() -> str:
     """The content of /proc/loadavg without its newline."""
     # A file of Python's own takes more than an idle output does besides.
@@ -211,7 +206,7 @@ def run(options: Tcptop, scope: Scope) -> int:
     gc.set_threshold(100_000)
     view = begin(options, this, listing, live)
     pace = Pace(float(options.interval))
-    outputs, all_missed, over = 0, 0, ""
+    outputs, all_missed, over, lost = 0, 0, "", ""
     wait = view.wait if view else this.wait
     with view or nullcontext():
         while outputs < options.count and not over:
@@ -224,6 +219,7 @@ def run(options: Tcptop, scope: Scope) -> int:
                 break  # the last whole interval stays to be seen
             sessions, missed = traffic.drain()
             all_missed += missed
+            lost = f"{all_missed} {traffic.losses}" if all_missed else ""
             listing.add(sessions)
             length = pace.end()
             this.complain(exporter.add(listing.latest, missed) if exporter else "")
@@ -237,15 +233,15 @@ def run(options: Tcptop, scope: Scope) -> int:
                 missed=all_missed if listing.since else missed,
             )
             if view:
-                view.show(ended, sessions, missed_note(all_missed))
+                view.show(ended, sessions, lost)
                 continue
             this.say("" if options.silent else text_of(options, kind, listing.shown, ended))
             if missed and options.form != "json":
-                this.complain(missed_note(missed))
+                this.complain(f"{missed} {traffic.losses}")
             if woken is Wake.ENDED:
                 break
-    if view and all_missed:
-        this.complain(missed_note(all_missed))
+    if view:
+        this.complain(lost)
     this.complain(over)
     return OVER if over else 0
 

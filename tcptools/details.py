@@ -12,6 +12,8 @@ from tcptools.session import UID, identify
 from tcptools.sums import user
 from tcptools.view import Fact
 
+# Who has PID 0 and COMM `-`; the kernel's own sockets are among these.
+UNKNOWN = "a process that is not known"
 # Bytes of a command line that are read.
 LONGEST = 4096
 
@@ -33,7 +35,7 @@ def command_line(pid: int, comm: str) -> str:
 def traffic(picture: Picture, row: Any, total: Any) -> list[Fact]:
     """The bytes of a row in the interval, and of the same since the start."""
     facts = []
-    for name, moved, since in (("received", row[0], total[0]), ("sent", row[1], total[1])):
+    for name, moved, since in (("RX", row[0], total[0]), ("TX", row[1], total[1])):
         rate = amount(moved / picture.length)
         interval = f"{exact(moved)} in {picture.length:.1f} s, {rate}/s"
         facts.append((name, f"{interval}; {since:,} since the start"))
@@ -55,7 +57,7 @@ def of_session(picture: Picture, row: Any, unit_of: UnitOf) -> list[Fact]:
     uid = int.from_bytes(identity[UID], "big")
     name = user(identity[UID])
     facts = [
-        (f"{plain(who.comm)} ({who.pid})", ""),
+        (f"{plain(who.comm)} ({who.pid})" if who.pid else UNKNOWN, ""),
         ("command", command_line(who.pid, who.comm) if who.pid else "-"),
         ("user", name if name in ("-", str(uid)) else f"{name} ({uid})"),
         ("unit", unit_of(identity)),

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A filter that is typed: a regular expression over what a row shows, whatever it is."""
+"""Which sessions pass: a regular expression that is typed, over what a row of each shows, and the
+rows of sums that they have to be in."""
 
 import re
 import signal
@@ -8,14 +9,18 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, NamedTuple, Optional
 
-# Seconds of processor time that an expression may take for some rows, and for all: some take
+from tcptools.report import Rows
+from tcptools.session import Session
+
+# Seconds of processor time that an expression may take for some sessions, and for all: some take
 # longer than there is time.
 TOO_LONG, ALL_TOO_LONG = 0.03, 2.0
 SLOW = "takes too long"
-# Rows between two looks at the clock.
-STRIDE = 64
+# Sessions between two looks at the clock; and without an expression, which takes more of it.
+STRIDE, LONG_STRIDE = 64, 1024
 
 
 class Filter(NamedTuple):
@@ -64,37 +69,62 @@ def limited(seconds: float) -> Iterator[None]:
 
 
 class Filtering:
-    """Rows being filtered, a little at a time.
+    """Sessions being filtered, a little at a time.
 
-    found: those that pass so far, in their order; working: whether there are more to look at;
-    error: why nothing is filtered, "" if it is.
+    found: those that pass so far, in their order; received, sent: what these have moved, in bytes;
+    working: whether there are more to look at; error: why the expression lets all pass, "" if it
+    does not.
     """
 
-    def __init__(self, rows: Sequence[Any], text: str, shown: Callable[[Any], str]) -> None:
-        """`shown` is the text of a row."""
-        self._rows, self._shown, self._next = rows, shown, 0
+    def __init__(
+        self,
+        sessions: Sequence[Session],
+        text: str,
+        shown: Callable[[Session], str],
+        within: Sequence[tuple[Rows, Any]] = (),
+    ) -> None:
+        """`shown` is the text of a session; `within` are kinds of rows, with the key of one each,
+        which has to be the session's."""
+        self._sessions, self._shown, self._within = sessions, shown, within
         self._filter = compiled(text)
         self.error = self._filter.error
         self._left = ALL_TOO_LONG
-        self.working = self._filter.search is not None
-        self.found: list[Any] = [] if self.working else list(rows)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._next = self.received = self.sent = 0
+        self.working = bool(self._filter.search or self._within)
+        self.found: list[Session] = [] if self.working else list(self._sessions)
 
     def work(self, end: float) -> None:
-        """Look at more rows until a time of the monotonic clock, and a little longer."""
-        search, negated = self._filter.search, self._filter.negated
-        while self.working and search:
-            rows = self._rows[self._next : self._next + STRIDE]
-            texts = [self._shown(row) for row in rows]
-            began = time.process_time()
+        """Look at more until a time of the monotonic clock, and a little longer."""
+        while self.working:
+            stride = STRIDE if self._filter.search else LONG_STRIDE
+            part = self._sessions[self._next : self._next + stride]
+            for kind, key in self._within:
+                part = [one for one, its in zip(part, kind.keys(part)) if its == key]
             try:
-                with limited(min(TOO_LONG, self._left)):
-                    passed = [bool(search(text)) is not negated for text in texts]
+                part = self._matching(part)
             except _Expired:
-                self.error, self.working, self.found = SLOW, False, list(self._rows)
-                return
-            self._left = max(1e-6, self._left - (time.process_time() - began))
-            self.found += [row for row, passes in zip(rows, passed) if passes]
-            self._next += STRIDE
-            self.working = self._next < len(self._rows)
+                self.error, self._filter = SLOW, Filter(None)
+                self._begin()
+                continue
+            self.found += part
+            self.received += sum(map(itemgetter(0), part))
+            self.sent += sum(map(itemgetter(1), part))
+            self._next += stride
+            self.working = self._next < len(self._sessions)
             if time.monotonic() >= end:
                 return
+
+    def _matching(self, part: Sequence[Session]) -> Sequence[Session]:
+        """Those that match the expression. Raises _Expired if that takes too long."""
+        search, negated = self._filter.search, self._filter.negated
+        if not search:
+            return part
+        texts = [self._shown(one) for one in part]
+        began = time.process_time()
+        with limited(min(TOO_LONG, self._left)):
+            passed = [bool(search(text)) is not negated for text in texts]
+        self._left = max(1e-6, self._left - (time.process_time() - began))
+        return [one for one, passes in zip(part, passed) if passes]

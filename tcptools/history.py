@@ -98,9 +98,10 @@ class Totals:
         return new
 
 
-# Bytes received and sent, and how many sessions, by the keys of rows. By None are those that have
-# no row any more.
-Forgotten = Mapping[Any, tuple[int, int, int]]
+# Bytes received and sent, and how many sessions.
+Moved = tuple[int, int, int]
+# The same by the keys of rows. By None are those that have no row any more.
+Forgotten = Mapping[Any, Moved]
 
 
 class Moment(NamedTuple):
@@ -119,7 +120,8 @@ class Picture(NamedTuple):
     quiet: of those that moved something in the interval before and nothing in this one, the
     identities; totals: of all sessions since the start; minute: the last one, of which the latest
     moment is the last; forgotten: of sessions that are in no total any more, by kinds of rows, what
-    the rows of each have moved.
+    the rows of each have moved; gone: what all of these have moved; now, since: what all
+    sessions have, in the interval and since the start.
     """
 
     number: int = 0
@@ -131,6 +133,9 @@ class Picture(NamedTuple):
     totals: Totals = Totals()
     minute: Sequence[Moment] = ()
     forgotten: Mapping[Rows, Forgotten] = {}
+    gone: Moved = (0, 0, 0)
+    now: Moved = (0, 0, 0)
+    since: Moved = (0, 0, 0)
 
     def total(self, identity: bytes) -> Optional[Total]:
         """A session since the start."""
@@ -140,12 +145,16 @@ class Picture(NamedTuple):
         """The sessions of the interval, or all of them with what they moved since the start."""
         return list(self.totals.moved()) if total else self.sessions
 
+    def everything(self, total: bool) -> Moved:
+        """What all sessions have moved, in the interval or since the start."""
+        return self.since if total else self.now
+
     def moved_before(self, kind: Rows, total: bool) -> Forgotten:
         """By the keys of rows, what these moved besides."""
         rows = self.forgotten.get(kind, {}) if total else {}
         return {key: moved for key, moved in rows.items() if key is not None}
 
-    def without_row(self, kind: Rows) -> tuple[int, int, int]:
+    def without_row(self, kind: Rows) -> Moved:
         """Bytes received and sent, and how many sessions, that are in no row since the start."""
         return self.forgotten.get(kind, {}).get(None, (0, 0, 0))
 
@@ -188,14 +197,16 @@ class History:
         totals = last.totals.after(sessions, number, interval.clock)
         self._learn(list(islice(totals.places, len(last.totals), None)))
         quiet = totals.moved_last_in(number - 1)
-        forgotten = last.forgotten
+        forgotten, all_gone = last.forgotten, last.gone
         if len(totals) > max(self._limit, len(sessions) + len(quiet)):
             gone = _longest_quiet(totals, number, self._limit)
             more = list(compress(totals.moved(), gone))
             forgotten = {kind: self._added(kind, more) for kind in self.kinds}
             totals = totals.without(gone)
-        received, sent = (sum(map(itemgetter(place), sessions)) for place in (0, 1))
-        moment = Moment(interval.length, received / interval.length, sent / interval.length)
+            all_gone = _with(all_gone, _sum(more))
+        now = _sum(sessions)
+        moment = Moment(interval.length, now[0] / interval.length, now[1] / interval.length)
+        received, sent, _ = _with(last.since, now)
         self._last = Picture(
             number,
             summary(interval).rstrip("\n"),
@@ -206,6 +217,10 @@ class History:
             totals,
             _last_minute([*last.minute, moment]),
             forgotten,
+            all_gone,
+            now,
+            # A session counts anew if it was forgotten and moves again.
+            (received, sent, len(totals) + all_gone[2]),
         )
         return self._last
 
@@ -225,9 +240,17 @@ class History:
         return sums
 
 
-def _add(sums: dict[Any, tuple[int, int, int]], key: Any, more: tuple[int, int, int]) -> None:
-    received, sent, count = sums.get(key, (0, 0, 0))
-    sums[key] = (received + more[0], sent + more[1], count + more[2])
+def _sum(sessions: Sequence[Session]) -> Moved:
+    received, sent = (sum(map(itemgetter(place), sessions)) for place in (0, 1))
+    return received, sent, len(sessions)
+
+
+def _with(moved: Moved, more: Moved) -> Moved:
+    return moved[0] + more[0], moved[1] + more[1], moved[2] + more[2]
+
+
+def _add(sums: dict[Any, Moved], key: Any, more: Moved) -> None:
+    sums[key] = _with(sums.get(key, (0, 0, 0)), more)
 
 
 def _last_minute(moments: Sequence[Moment]) -> Sequence[Moment]:

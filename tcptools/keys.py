@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is typed at the live view: bytes into keys, and keys into another state. Pure functions."""
+"""The keys of the live view: each makes another state of one. Pure functions."""
 
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Optional
 
+from tcptools.filters import compiled
 from tcptools.report import PLAIN, Rows
 from tcptools.session import SORT_ORDERS
 
@@ -16,6 +16,8 @@ INTERVALS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 
 MEASURES = ("rate", "interval", "total")
 # Characters of a filter: nobody needs more, and long ones may be slow.
 LONGEST_FILTER = 80
+# What orders are called that are no columns.
+ORDER_NAMES = {"all": "RX+TX", "sent": "TX", "received": "RX"}
 # More rows than there are.
 ALL_ROWS = 1 << 62
 
@@ -39,9 +41,15 @@ class State:
     reverse: bool = False
     measure: str = MEASURES[0]
     interval: float = 1.0
-    # A regular expression, and whether it is being typed.
+    # Sessions have to match this regular expression; while one is typed, its text, which may be
+    # none yet, and what the filter was before.
     filter: str = ""
-    typing: bool = False
+    typed: Optional[str] = None
+    before: str = ""
+    # And they have to be those of a row of each of these kinds, by its key.
+    within: tuple[tuple[Rows, Any], ...] = ()
+    # Whether the selected row is to become one of these, which Live does: it knows which it is.
+    entering: bool = False
     # The key of the selected row, and its place when it was last seen; the first row in the
     # window; and how far to move on from there, by rows and by windows full of them, which
     # view.settle() does.
@@ -62,12 +70,22 @@ class State:
         """What rows are."""
         return self.kinds[self.kind]
 
+    @property
+    def typing(self) -> bool:
+        """Whether a filter is being typed."""
+        return self.typed is not None
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether some sessions are left out."""
+        return bool(self.filter or self.within)
+
 
 @dataclass(frozen=True)
 class Key:
     """What a key does.
 
-    sent: what the terminal may send for it, as decode() has it; name and help: for the help;
+    sent: what the terminal may send for it, as typed.decode() has it; name and help: for the help;
     hint: for the status line.
     """
 
@@ -99,10 +117,41 @@ def _next_column(step: int) -> Callable[[State], State]:
     )
 
 
-def _next_kind(state: State) -> State:
-    kind = (state.kind + 1) % len(state.kinds)
+def _to_kind(state: State, kind: int) -> State:
     order = state.order if state.order in orders(state.kinds[kind]) else "all"
     return replace(state, kind=kind, order=order, selected=None, place=0, top=0)
+
+
+def _next_kind(step: int) -> Callable[[State], State]:
+    return lambda state: _to_kind(state, (state.kind + step) % len(state.kinds))
+
+
+def enter(state: State) -> State:
+    """Go on to the sessions of the selected row, if that is a sum."""
+    state = replace(state, entering=False)
+    if state.of.type == "session" or state.selected is None:
+        return state
+    sessions = [kind.type for kind in state.kinds].index("session")
+    within = (*state.within, (state.of, state.selected))
+    return replace(_to_kind(state, sessions), within=within, details=False)
+
+
+def _leave(state: State) -> State:
+    """Go back to the row that was entered last."""
+    *within, (kind, key) = state.within
+    state = replace(_to_kind(state, state.kinds.index(kind)), within=tuple(within))
+    return replace(state, selected=key)
+
+
+def _typed(state: State, text: str) -> State:
+    """A filter is being typed; what is no expression yet leaves the one before it."""
+    filter = state.filter if compiled(text).error else text
+    return replace(state, typed=text, filter=filter)
+
+
+def _keep(state: State) -> State:
+    """End the prompt, unless what was typed is no expression: that stays there to be mended."""
+    return state if compiled(state.typed or "").error else replace(state, typed=None)
 
 
 def _longer(state: State) -> State:
@@ -128,6 +177,8 @@ def _end(state: State) -> State:
         return replace(state, details=False)
     if state.filter:
         return replace(state, filter="")
+    if state.within:
+        return _leave(state)
     return replace(state, selected=None, place=0, top=0)
 
 
@@ -142,6 +193,11 @@ MOVES = (
     Key(("\033[F", "\033OF", "\033[4~", "\033[8~"), "End", "the last row", _move(ALL_ROWS)),
 )  # fmt: skip
 
+LEAVING = Key(
+    ("\033",), "Esc", "end details, filter, what o has begun, selection", _end,
+    lambda s: "Esc ends the filter" if s.filter else "Esc goes back" if s.within else "",
+)  # fmt: skip
+
 KEYS = (
     Key(
         ("h", "?"), "h, ?", "this help", lambda s: replace(s, help=True, text_top=0),
@@ -154,20 +210,27 @@ KEYS = (
         lambda s: replace(s, details=not s.details, text_top=0), lambda _: "Enter details",
     ),
     Key(
-        ("/",), "/", "show only rows that match a regular expression; ! in front: that do not",
-        lambda s: replace(s, typing=True, details=False),
-        lambda s: "Esc ends the filter" if s.filter else "/ filter",
+        ("o",), "o", "only the sessions of the selected row of a sum, which b sums up again",
+        lambda s: replace(s, entering=s.of.type != "session"),
+        lambda s: "o its sessions" if s.of.type != "session" and s.selected else "",
     ),
     Key(
-        ("b",), "b", "sum up: by session, process, unit, remote host, local port", _next_kind,
-        lambda _: "b sum",
+        ("/",), "/", "only sessions that match a regular expression; ! in front: that do not",
+        lambda s: replace(s, typed=s.filter, before=s.filter, details=False),
+        lambda _: "/ filter",
     ),
+    Key(
+        ("b",), "b", "sum up: by session, process, unit, remote host, local port",
+        _next_kind(1), lambda _: "b sum",
+    ),
+    Key(("B",), "B", "the same backwards", _next_kind(-1)),
     Key(
         ("t",), "t", "numbers of a second, of the interval in KB, or since the start",
         lambda s: replace(s, measure=_next(MEASURES, s.measure)), lambda _: "t total",
     ),
     Key(
-        ("s",), "s", "sort by the next of: " + ", ".join(SORT_ORDERS), _next_order,
+        ("s",), "s", "sort by the next of: " + ", ".join(map(ORDER_NAMES.__getitem__, SORT_ORDERS)),
+        _next_order,
         lambda _: "s sort",
     ),
     Key(LEFT, "left", "sort by the column to the left", _next_column(-1)),
@@ -181,55 +244,29 @@ KEYS = (
         # How to go on has its place at the beginning of the line.
         lambda state: "" if state.paused else "space pause",
     ),
-    Key(("\033",), "Esc", "end details, filter, selection", _end),
+    LEAVING,
 )  # fmt: skip
 
 # While a filter is typed; any other character is part of it.
 TYPING = (
-    Key(("\r", "\n", "\033OM"), "Enter", "keep it", lambda s: replace(s, typing=False)),
-    Key(("\033",), "Esc", "end it", lambda s: replace(s, typing=False, filter="")),
-    Key(("\x7f", "\b"), "Backspace", "", lambda s: replace(s, filter=s.filter[:-1])),
-    Key(("\x15",), "Ctrl-U", "", lambda s: replace(s, filter="")),
+    Key(("\r", "\n", "\033OM"), "Enter", "keep it", _keep),
+    Key(
+        ("\033",),
+        "Esc",
+        "have what was before",
+        lambda s: replace(s, typed=None, filter=s.before),
+    ),
+    Key(("\x7f", "\b"), "Backspace", "", lambda s: _typed(s, (s.typed or "")[:-1])),
+    Key(("\x15",), "Ctrl-U", "", lambda s: _typed(s, "")),
     *MOVES,
 )
 
 _NAMES = max(len(key.name) for key in KEYS)
 HELP = [
-    "Keys:",
-    "",
+    "Keys; arrows move in this help, any other key returns.",
     *(f"  {key.name:<{_NAMES}}  {key.help}" for key in KEYS),
-    "",
-    "Arrows move in this help, any other key returns.",
+    "PID 0 and COMM - stand for a process that is not known.",
 ]
-
-# What is one key: a function key of Linux' console, a sequence of ECMA-48 (CSI), of a keypad
-# (SS3), Alt and a character, each with one more escape for Alt in some terminals; a character.
-# What is interrupted ends there.
-_CHARACTER = rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}"
-_KEY = re.compile(
-    rb"\033+\[\[[^\033]|\033+\[[0-?]*[ -/]*[@-~]?|\033+O[0-9;]*[@-~]?|\033*(?:%s)|\033+[^\033]?|."
-    % _CHARACTER,
-    re.DOTALL,
-)
-_BEGINNING = re.compile(
-    rb"\033+(?:\[\[?|\[[0-?]*[ -/]*|O[0-9;]*)?"
-    rb"|\033*(?:[\xc2-\xf4]|[\xe0-\xf4][\x80-\xbf]|[\xf0-\xf4][\x80-\xbf]{2})"
-)
-
-
-def decode(typed: bytes, complete: bool = False) -> tuple[list[str], bytes]:
-    """The keys in what was typed, and the bytes at its end that are the beginning of one.
-
-    If it is `complete`, because no more came for a while, such a beginning is a key, too. A
-    character is its own key; whatever else one key sends is one, so that no letter in it is.
-    """
-    keys = []
-    while typed and (complete or not _BEGINNING.fullmatch(typed)):
-        found = _KEY.match(typed)
-        assert found, "any byte is a key"
-        keys.append(found[0].decode("utf-8", "replace"))
-        typed = typed[found.end() :]
-    return keys, typed
 
 
 def handle(state: State, key: str) -> State:
@@ -239,7 +276,7 @@ def handle(state: State, key: str) -> State:
         return replace(state, help=False) if moved is state else moved
     if state.typing:
         if len(key) == 1 and key.isprintable() and key != "\ufffd":
-            return replace(state, filter=(state.filter + key)[:LONGEST_FILTER])
+            return _typed(state, ((state.typed or "") + key)[:LONGEST_FILTER])
         return _of(TYPING, state, key)
     if state.details and key == "q":
         return replace(state, details=False)

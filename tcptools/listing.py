@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which rows the live view has of a picture, in which order."""
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any, Optional
 
 from tcptools import session
 from tcptools.filters import Filtering
-from tcptools.history import Forgotten, Picture
+from tcptools.history import Forgotten, Moved, Picture
 from tcptools.keys import State
 from tcptools.ranking import KEY, Ranking
-from tcptools.report import PLAIN, Rows, UnitOf, no_unit
+from tcptools.report import PLAIN, Rows, UnitOf, no_unit, plain
 from tcptools.session import DECIDES_UNIT, KEPT, SORT_ORDERS
+from tcptools.sums import user
 from tcptools.table import visible
 
 # Seconds that sums and filters may take before an interval is drawn, and before a key is answered.
@@ -52,7 +55,7 @@ class Gathering:
                 found = sums.setdefault(row[2], [0, 0, 0])
                 found[0] += row[0]
                 found[1] += row[1]
-                found[2] += kind.count((row,))
+                found[2] += row[3]  # a sum's; there may be as many as sessions
             self._next += PORTION
             if self._next >= len(self._sessions):
                 self.working = False
@@ -64,8 +67,9 @@ class Gathering:
 class Listed:
     """The rows of a state: in their order, and then those that are quiet.
 
-    everything: how many there are without the filter; working: whether the filter has not looked
-    at all of them yet; error: why it cannot, "" if it can.
+    passed: bytes received and sent by the sessions that pass the filter, and how many these are;
+    None while it has not looked at all of them yet; working: whether there is more to be found;
+    error: why the filter lets all pass, "" if it does not.
     """
 
     def __init__(
@@ -73,12 +77,12 @@ class Listed:
         ranking: Ranking,
         quiet: Sequence[Any] = (),
         limit: int = KEPT,
-        everything: int = 0,
+        passed: Optional[Moved] = None,
         working: bool = False,
         error: str = "",
     ) -> None:
         self._ranking, self.quiet = ranking, quiet
-        self.everything, self.working, self.error = everything, working, error
+        self.passed, self.working, self.error = passed, working, error
         # How many may be shown, and how many there are of those that are not quiet.
         self.live = min(limit, len(ranking))
         self.found = len(ranking)
@@ -115,27 +119,42 @@ def texts(kind: Rows, row: Any, encoding: str = "utf-8") -> list[str]:
     return cells
 
 
-class Texts(dict[Any, str]):
-    """What a filter looks at of rows: their names and addresses, by key."""
+# Columns of which a filter looks at the values only where they are shown.
+ALSO = ("UNIT", "USER")
 
-    def __init__(self, kind: Rows) -> None:
+
+class Texts(dict[bytes, str]):
+    """What a filter looks at of sessions, by identity: what is shown of one, with the values of
+    some more columns of ALSO after the process' name."""
+
+    def __init__(self, also: Sequence[str], unit_of: UnitOf) -> None:
         super().__init__()
-        self._kind = kind
-        self._names = [i for i, c in enumerate(kind.columns[:-2]) if c.heading != "SESSIONS"]
+        of: dict[str, Callable[[bytes], str]] = {
+            "UNIT": lambda identity: plain(unit_of(identity)),
+            "USER": lambda identity: plain(user(identity[session.UID])),
+        }
+        self._also = [of[heading] for heading in also]
 
-    def of(self, row: Any) -> str:
-        """The text of a row."""
-        text = self.get(row[2])
+    def of(self, one: session.Session) -> str:
+        """The text of a session."""
+        identity = one[2]
+        text = self.get(identity)
         if text is None:
             if len(self) >= KEPT:
                 self.clear()
-            cells = texts(self._kind, row)
-            text = self[row[2]] = " ".join(cells[place] for place in self._names)
+            pid, comm, *ends = texts(PLAIN, one)
+            more = [visible(of(identity)) for of in self._also]
+            text = self[identity] = " ".join([pid, comm, *more, *ends])
         return text
 
 
 # Sort orders that have the largest first.
 LARGEST_FIRST = (*SORT_ORDERS, "SESSIONS")
+
+
+def largest_first(state: State) -> bool:
+    """Whether the first row is the one that has most of what is sorted by."""
+    return (state.order in LARGEST_FIRST) is not state.reverse
 
 
 def sizes(kind: Rows, order: str, rows: Sequence[Any], unit_of: UnitOf) -> list[Any]:
@@ -156,6 +175,10 @@ def sizes(kind: Rows, order: str, rows: Sequence[Any], unit_of: UnitOf) -> list[
     return [units[its] for its in deciding]
 
 
+def _also(kind: Rows) -> tuple[str, ...]:
+    return tuple(column.heading for column in kind.columns if column.heading in ALSO)
+
+
 class Listing:
     """Finds the rows of states. What took time is kept for the next key."""
 
@@ -166,59 +189,96 @@ class Listing:
     def forget(self) -> None:
         """Forget what was kept of rows, as if their units are others than before."""
         # Each with what it was made for, in the order in which one is made of the other.
-        self._gathered: tuple[Any, Gathering] = (None, Gathering(PLAIN, ()))
-        self._filtered: tuple[Any, Filtering, Sequence[Any]] = (None, Filtering((), "", str), ())
+        self._sessions: tuple[Any, Sequence[session.Session]] = (None, ())
+        self._filtered: tuple[Any, Filtering] = (None, Filtering((), "", str))
+        self._gathered: tuple[Any, Gathering, Sequence[Any]] = (None, Gathering(PLAIN, ()), ())
         self._ranked: tuple[Any, Ranking] = (None, NOTHING)
-        self._texts: dict[Rows, Texts] = {}
+        self._texts: dict[Any, Texts] = {}
 
     @property
     def working(self) -> bool:
         """Whether not all rows are found yet."""
-        return self._gathered[1].working or self._filtered[1].working
+        return self._filtered[1].working or self._gathered[1].working
 
     def rows(self, picture: Picture, state: State) -> Listed:
         """The rows, as far as they are found in its time; there may be more then."""
-        kind, total = state.of, state.measure == "total"
-        wanted = (picture.number, kind, total)
-        new = self._gathered[0] is None or self._gathered[0][0] != picture.number
+        new = self._sessions[0] is None or self._sessions[0][0] != picture.number
         end = time.monotonic() + (PATIENCE if new else SHORT_PATIENCE)
-        if self._gathered[0] != wanted:
-            self._gathered = (
-                wanted,
-                Gathering(kind, picture.moved(total), picture.moved_before(kind, total)),
-            )
-        gathering = self._gathered[1]
-        gathering.work(end)
+        filtering = self._filter(picture, state, end)
+        passed = self._passed(picture, state)
+        # A part of a sum is not to be seen.
+        if filtering.working and state.of.type != "session":
+            return Listed(NOTHING, passed=passed, working=True)
+        gathering, quiet = self._gather(picture, state, end)
         if gathering.working:
-            return Listed(NOTHING, working=True)
-        filtering, quiet = self._filter(picture, state, gathering.rows, end)
-        largest = (state.order in LARGEST_FIRST) is not state.reverse
-        order = (self._filtered[0], state.order, largest, len(filtering.found))
+            return Listed(NOTHING, passed=passed, working=True)
+        largest = largest_first(state)
+        order = (self._gathered[0], state.order, largest, len(gathering.rows))
         if self._ranked[0] != order:
-            by = sizes(kind, state.order, filtering.found, self._unit_of)
-            self._ranked = (order, Ranking(filtering.found, by, largest))
-        listed = Listed(
-            self._ranked[1],
-            quiet,
-            state.rows,
-            len(gathering.rows),
-            filtering.working,
-            filtering.error,
-        )
+            by = sizes(state.of, state.order, gathering.rows, self._unit_of)
+            self._ranked = (order, Ranking(gathering.rows, by, largest))
+        working, error = filtering.working, filtering.error
+        listed = Listed(self._ranked[1], quiet, state.rows, passed, working, error)
         return self._with_selected(listed, state)
 
-    def _filter(
-        self, picture: Picture, state: State, rows: Sequence[Any], end: float
-    ) -> tuple[Filtering, Sequence[Any]]:
-        """The rows that pass, as far as they are found; and those that are quiet and pass."""
-        wanted = (*self._gathered[0], state.filter)
+    def selected(self, picture: Picture, state: State, total: bool) -> Any:
+        """What the selected row of a sum moved in the interval, or since the start.
+
+        The rows have been found; those of the other measure are not all made for it.
+        """
+        kind, key, ranking = state.of, state.selected, self._ranked[1]
+        place = ranking.find(key)
+        if place is not None and total is (state.measure == "total"):
+            return ranking.part(place, place + 1)[0]
+        row = replace(state, within=(*state.within, (kind, key)))
+        filtering = self._filtering(picture.moved(total), row)
+        filtering.work(math.inf)
+        moved = (filtering.received, filtering.sent, len(filtering.found))
+        if not state.narrowed:
+            before = picture.moved_before(kind, total).get(key, (0, 0, 0))
+            moved = (moved[0] + before[0], moved[1] + before[1], moved[2] + before[2])
+        return kind.made(key, *moved)
+
+    def _filtering(self, sessions: Sequence[session.Session], state: State) -> Filtering:
+        """Sessions to be filtered as a state wants it."""
+        also = _also(state.of)
+        shown = self._texts.setdefault(also, Texts(also, self._unit_of)).of
+        return Filtering(sessions, state.filter, shown, state.within)
+
+    def _filter(self, picture: Picture, state: State, end: float) -> Filtering:
+        """The sessions that pass, as far as they are found."""
+        total = state.measure == "total"
+        of = (picture.number, total)
+        if self._sessions[0] != of:
+            self._sessions = (of, picture.moved(total))
+        wanted = (*of, state.filter, state.within, _also(state.of))
         if self._filtered[0] != wanted:
-            shown = self._texts.setdefault(state.of, Texts(state.of)).of
-            quiet = Filtering(self._quiet(picture, state), state.filter, shown)
-            quiet.work(end)
-            self._filtered = (wanted, Filtering(rows, state.filter, shown), quiet.found)
+            self._filtered = (wanted, self._filtering(self._sessions[1], state))
         self._filtered[1].work(end)
-        return self._filtered[1:]
+        return self._filtered[1]
+
+    def _gather(
+        self, picture: Picture, state: State, end: float
+    ) -> tuple[Gathering, Sequence[Any]]:
+        """The rows of these, and those that are quiet and pass."""
+        kind, wanted = state.of, (self._filtered[0], state.of)
+        if self._gathered[0] != wanted:
+            # Of what was forgotten, nobody knows whether it would pass.
+            total = state.measure == "total" and not state.narrowed
+            gathering = Gathering(kind, self._filtered[1].found, picture.moved_before(kind, total))
+            quiet = self._filtering(self._quiet(picture, state), state)
+            quiet.work(end)
+            self._gathered = (wanted, gathering, quiet.found)
+        self._gathered[1].work(end)
+        return self._gathered[1:]
+
+    def _passed(self, picture: Picture, state: State) -> Optional[Moved]:
+        filtering = self._filtered[1]
+        if not state.narrowed:
+            return picture.everything(state.measure == "total")
+        if filtering.working:
+            return None
+        return filtering.received, filtering.sent, len(filtering.found)
 
     def _quiet(self, picture: Picture, state: State) -> Sequence[Any]:
         if state.of.type != "session" or state.measure == "total":
@@ -228,7 +288,7 @@ class Listing:
     def _with_selected(self, listed: Listed, state: State) -> Listed:
         """Keep the selected row while it is quiet."""
         ranking, key = self._ranked[1], state.selected
-        if key is None or state.filter or ranking.find(key) is not None:
+        if key is None or state.narrowed or ranking.find(key) is not None:
             return listed
         if all(row[2] != key for row in listed.quiet):
             listed.quiet = [*listed.quiet, state.of.made(key, 0, 0, 0)]

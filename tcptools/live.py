@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from tcptools.details import of_session, of_sum
 from tcptools.history import History, Picture
-from tcptools.keys import State, handle
+from tcptools.keys import State, enter, handle
 from tcptools.listing import Listing
 from tcptools.report import Interval, Rows, Sessions, UnitOf, no_unit
 from tcptools.session import Session
@@ -43,6 +43,7 @@ class Live:
         self._history.kinds = kinds
         self._listing = Listing(self._history.unit_of)
         self._shown = self._latest = Picture()
+        self._window = (80, 24)
 
     def add(self, interval: Interval, sessions: Sequence[Session], note: str = "") -> None:
         """Take an interval's sessions, of which none is kept back by anything."""
@@ -61,6 +62,8 @@ class Live:
             self.state = handle(self.state, key)
             if self.state.quit:
                 return
+            if self.state.entering:  # before the next key, the row that was selected by then
+                self.frame(*self._window)
         self._turn()
 
     def _turn(self) -> None:
@@ -78,15 +81,20 @@ class Live:
 
     def frame(self, columns: int, lines: int) -> list[Line]:
         """What a window shows."""
+        self._window = (columns, lines)
         picture = self._shown
         listed = self._listing.rows(picture, self.state)
         text: Sequence[Line] = ()
         if self.state.help:
             text = help_text(columns)
         else:
-            while self.state.details and self.working:  # or the row that they are of is not found
+            # Or the row that is meant is not found.
+            while (self.state.details or self.state.entering) and self.working:
                 listed = self._listing.rows(picture, self.state)
             self.state = settle(self.state, picture, listed, columns, lines)
+            if self.state.entering:
+                self.state = enter(self.state)
+                return self.frame(columns, lines)
             if self.state.details:
                 text = details(self.state, self._facts(picture), columns)
         if text:
@@ -96,15 +104,11 @@ class Live:
     def _facts(self, picture: Picture) -> Sequence[Fact]:
         """Those of the selected row."""
         kind, key = self.state.of, self.state.selected
-        nothing = kind.made(key, 0, 0, 0)
         if kind.type == "session":
+            nothing = kind.made(key, 0, 0, 0)
             row = next((row for row in picture.sessions if row[2] == key), nothing)
             return of_session(picture, row, self._history.unit_of)
-        both = []
-        for total in (False, True):
-            row = next((row for row in kind.of(picture.moved(total)) if row[2] == key), nothing)
-            moved = zip((*row[:2], row[3]), picture.moved_before(kind, total).get(key, (0, 0, 0)))
-            both.append(kind.made(key, *map(sum, moved)))
+        both = (self._listing.selected(picture, self.state, total) for total in (False, True))
         return of_sum(kind, picture, *both)
 
     def remains(self, columns: int, lines: int) -> list[str]:

@@ -57,12 +57,14 @@ class Rows(Protocol):
     """What the rows of an output are, and how each form of output shows one.
 
     A row begins with bytes received and sent, and what tells it from others, its key.
-    type: of a row's JSON object; noun: what one is called; columns: of a table for a window;
+    type: of a row's JSON object; noun: what one is called; by: what it sums up by, as --by has it;
+    columns: of a table for a window;
     csv_heads: of the fields of a row after TIME.
     """
 
     type: str
     noun: str
+    by: str
     columns: tuple[Column, ...]
     csv_heads: tuple[str, ...]
 
@@ -71,6 +73,9 @@ class Rows(Protocol):
 
     def of(self, sessions: Sequence[Session]) -> list[Any]:
         """The rows that an interval's sessions make."""
+
+    def keys(self, sessions: Sequence[Session]) -> list[Any]:
+        """The key of the row that each session is in."""
 
     def made(self, key: Any, received: int, sent: int, count: int) -> Any:
         """A row by its key, bytes and how many sessions there are in it."""
@@ -151,7 +156,7 @@ KB = _Numbers()
 class Sessions:
     """Rows that are sessions, of `unit_of` which units; `units` has tables and CSV show these."""
 
-    type, noun = "session", "session"
+    type, noun, by = "session", "session", "session"
 
     def __init__(self, unit_of: UnitOf = no_unit, units: bool = False) -> None:
         self._unit_of, self._units = unit_of, units
@@ -170,6 +175,10 @@ class Sessions:
     def of(self, sessions: Sequence[Session]) -> list[Session]:
         """The same."""
         return list(sessions)
+
+    def keys(self, sessions: Sequence[Session]) -> list[Any]:
+        """Their identities."""
+        return [identity for _, _, identity in sessions]
 
     def made(self, key: bytes, received: int, sent: int, count: int) -> Session:
         """A session."""

@@ -16,11 +16,11 @@ from typing import Any, Optional
 
 from tcptools import Failure
 from tcptools.command import Command, OutputError, Wake, terminal_encoding
-from tcptools.keys import decode
 from tcptools.live import Live
 from tcptools.report import Interval
 from tcptools.session import Session
 from tcptools.table import width
+from tcptools.typed import decode
 from tcptools.view import Line, Style
 
 # The alternate screen, without a cursor; and back. A terminal that has no alternate screen

@@ -195,6 +195,7 @@ class Sums:
     type, noun = "sum", "row"
 
     def __init__(self, by: Sequence[str], unit_of: UnitOf) -> None:
+        self.by = ",".join(by)
         columns = {c.heading: c for field in by for c in FIELDS[field].columns}
         self._heads = tuple(columns)
         self._names = tuple(map(str.lower, columns))
@@ -227,6 +228,14 @@ class Sums:
             made = [(its.received, its.sent, its.values, its.count) for its in different]
         groups.age(len(sessions))
         return made
+
+    def keys(self, sessions: Sequence[Session]) -> list[Any]:
+        """The values of the sum that each session is in."""
+        groups = self._groups
+        found = map(groups.__getitem__, map(groups.key, map(itemgetter(2), sessions)))
+        values = [its.values for its in found]
+        groups.age(len(sessions))
+        return values
 
     def made(self, key: tuple[Any, ...], received: int, sent: int, count: int) -> Sum:
         """A row."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from tcptools.figures import amount
 from tcptools.history import Picture
 from tcptools.keys import HELP, State
-from tcptools.listing import Listed, texts
+from tcptools.listing import Listed, largest_first, texts
 from tcptools.status import GAP, head, one_line, status
 from tcptools.table import Column, cut, lay_out, visible
 
@@ -26,8 +26,11 @@ MOVED = {
         "rate": ("RX/s", "TX/s"), "interval": ("RX_KB", "TX_KB"), "total": ("RX", "TX"),
     }.items()
 }  # fmt: skip
-# The headings of sort orders that are no columns' names.
-SORTED = {"received": 0, "sent": 1}
+# Which of these columns an order by bytes is of.
+SORTED = {"received": (0,), "sent": (1,), "all": (0, 1)}
+# What is put after the heading of an order that has the largest first, and the smallest; and where
+# the terminal may lack these characters.
+ARROWS, PLAIN_ARROWS = ("\u25bc", "\u25b2"), (">", "<")
 
 
 class Style(enum.Enum):
@@ -87,10 +90,10 @@ def settle(state: State, picture: Picture, listed: Listed, columns: int, lines: 
     rows, windows = state.by_rows, state.by_windows * (not state.details)
     moves = bool(rows or windows)
     state = replace(state, by_rows=0, by_windows=state.by_windows - windows)
-    if state.selected is None and not moves and not state.details:
+    if state.selected is None and not (moves or state.details or state.entering):
         return replace(state, top=0)
     if not len(listed):
-        return replace(state, top=0, details=False)
+        return replace(state, top=0, details=False, entering=False)
     room = max(1, layout(state, picture, listed, columns, lines).rows)
     place = state.place
     if state.selected is None:
@@ -101,7 +104,7 @@ def settle(state: State, picture: Picture, listed: Listed, columns: int, lines: 
         if found is None and not moves:
             # Where it was, something else is.
             top = max(0, min(state.top, len(listed) - room))
-            return replace(state, top=top, details=False)
+            return replace(state, top=top, details=False, entering=False)
         place = place if found is None else found
     place = max(0, min(place + rows + windows * room, len(listed) - 1))
     top = max(place - room + 1, min(state.top + windows * room, place))
@@ -134,17 +137,28 @@ def _style(state: State, picture: Picture, row: Any, quiet: bool) -> Style:
     return Style.NEW if new else Style.PLAIN
 
 
+def _headings(state: State) -> tuple[Sequence[Column], str]:
+    """The columns, with an arrow at what is sorted by; and the pattern of that in the heading."""
+    heads = [*state.of.columns[:-2], *MOVED[state.measure]]
+    first = len(heads) - 2
+    places = [first + place for place in SORTED.get(state.order, ())]
+    places += [place for place in range(first) if heads[place].heading == state.order]
+    plain = state.encoding == "ascii" or not state.blocks
+    arrow = (PLAIN_ARROWS if plain else ARROWS)[not largest_first(state)]
+    for place in places:
+        heads[place] = replace(heads[place], heading=heads[place].heading + arrow)
+    return heads, " +".join(re.escape(heads[place].heading) for place in places)
+
+
 def table(state: State, picture: Picture, listed: Listed, room: int, columns: int) -> list[Line]:
-    """The heading, and as many rows as there is room for; no lines without rows."""
-    rows = listed.part(state.top, room)
-    if not rows:
+    """The heading, and as many rows as there is room for; no lines before the first interval."""
+    if not picture.number:
         return []
-    heads = (*state.of.columns[:-2], *MOVED[state.measure])
+    rows = listed.part(state.top, room)
+    heads, sorted_by = _headings(state)
     cells = [texts(state.of, row, state.encoding) + _numbers(state, picture, row) for row in rows]
     lines = lay_out(heads, cells, columns)
-    place = SORTED.get(state.order)
-    sorted_by = state.order if place is None else MOVED[state.measure][place].heading
-    found = re.search(rf"(?<!\S){re.escape(sorted_by)}(?!\S)", lines[0])
+    found = re.search(rf"(?<!\S){sorted_by}(?!\S)", lines[0])
     made = [Line(lines[0], Style.HEADING, found.span() if found else (0, 0))]
     for place, (row, line) in enumerate(zip(rows, lines[1:]), state.top):
         made.append(Line(line, _style(state, picture, row, place >= listed.live)))
@@ -191,7 +205,9 @@ def _scrolled(text: Sequence[Line], state: State, columns: int, lines: int) -> l
     notices += [(f"{hidden} lines not shown", f"+{hidden}")] if hidden > 0 else []
     more = "PgDn more" if hidden > 0 else ""
     hints = ["arrows move", "other keys return"] if state.help else ["Enter returns", more]
-    last = one_line(notices, [*hints, "" if state.help else "arrows other rows"], columns)
+    if not state.help:
+        hints += ["arrows other rows", "o its sessions" * (state.of.type != "session")]
+    last = one_line(notices, hints, columns)
     body = list(text[state.text_top : state.text_top + room])
     return body + [Line("")] * (room - len(body)) + [Line(last)] * (lines > 1)
 
@@ -224,7 +240,7 @@ def remains(state: State, picture: Picture, listed: Listed, columns: int, lines:
 
     One line of the window is left for the prompt. `listed` has no row that is quiet.
     """
-    still = replace(state, keyboard=False, paused=False, typing=False, selected=None)
+    still = replace(state, keyboard=False, paused=False, typed=None, selected=None)
     plan = layout(still, picture, listed, columns, max(1, lines - 1))
     body = table(still, picture, listed, plan.rows, columns)[not plan.heading :]
     return [*plan.head, *(line.text for line in body)] + [plan.status] * bool(plan.status)

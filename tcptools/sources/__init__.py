@@ -18,12 +18,14 @@ class Source(Protocol, Generic[Item]):
     """Sessions of one kind.
 
     notes: how they are watched, for -v; warnings: what is less exact here; capabilities: what
-    drain() needs of privileges.
+    drain() needs of privileges; losses: what is said of missed events after their number, with
+    the likely causes, or what to do, after a comma or colon.
     """
 
     notes: list[str]
     warnings: list[str]
     capabilities: tuple[int, ...]
+    losses: str
 
     def drain(self) -> tuple[list[Item], int]:
         """Those since the last call, and how many events were missed in that time."""

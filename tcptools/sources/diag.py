@@ -18,6 +18,8 @@ assert PACKED.size == IDENTITY.size
 class Diag(Polled):
     """What processes move over sessions, from sock_diag(7)."""
 
+    losses = "events not counted, of sessions aborted or too many at once"
+
     def __init__(self, options: Tcptop, scope: Scope) -> None:
         super().__init__(options, scope, options.max_sessions)
 

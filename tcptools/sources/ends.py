@@ -24,6 +24,8 @@ class Ends(Polled):
     it did something when it was met first, so it may be earlier, but not than the look before.
     """
 
+    losses = "sessions not shown: aborted, or too many at once"
+
     def __init__(self, options: Tcplife, scope: Scope) -> None:
         super().__init__(options, scope, MAX_OPEN)
         self._next_look = 0.0

@@ -157,6 +157,8 @@ def _write(file: int, block: bytes, good: bool = True) -> None:
 class Iterated:
     """What processes move over sessions."""
 
+    losses = "events not counted, see --max-sessions"
+
     def __init__(self, options: Tcptop, scope: Scope) -> None:
         self._programs = programs = load(tool(options), options, scope)
         self.notes, self.warnings = programs.notes, programs.warnings

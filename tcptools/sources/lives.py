@@ -36,6 +36,8 @@ TOOL = Tool(
 class Lives:
     """The sessions that have ended."""
 
+    losses = "sessions not shown: too many began or ended at once"
+
     def __init__(self, options: Tcplife, scope: Scope) -> None:
         self._programs = load(TOOL, options, scope)
         self.capabilities: tuple[int, ...] = ()  # all comes through shared memory

@@ -67,6 +67,8 @@ def tool(options: Tcptop) -> Tool:
 class Traffic:
     """What processes move over sessions."""
 
+    losses = "events not counted, see --max-sessions"
+
     def __init__(self, options: Tcptop, scope: Scope) -> None:
         self._programs = load(tool(options), options, scope)
         self.notes, self.warnings = self._programs.notes, self._programs.warnings

@@ -157,7 +157,7 @@ def test_live_view():
         while b"\033[?1049l" not in seen:
             assert select.select([master], [], [], PATIENCE)[0]
             seen += os.read(master, 4096)
-            if f" 127.0.0.1:{port} ".encode() in seen and b"sorted by all" in seen:
+            if f" 127.0.0.1:{port} ".encode() in seen and b"sort RX+TX" in seen:
                 os.write(master, b"q")
     assert (process.wait(PATIENCE), process.stderr.read()) == (0, b"")
     assert seen.count(b"\033[?1049h") == seen.count(b"\033[?1049l") == 1

@@ -185,14 +185,15 @@ def test_facts_of_a_session(monkeypatch):
         ("unit", "ssh.service"),
         ("local", "[::1]:22"),
         ("remote", "192.0.2.1:6684"),
-        ("received", "2,048 bytes in 2.0 s, 1.0K/s; 4,096 since the start"),
-        ("sent", "1 byte in 2.0 s, 0/s; 2 since the start"),
+        ("RX", "2,048 bytes in 2.0 s, 1.0K/s; 4,096 since the start"),
+        ("TX", "1 byte in 2.0 s, 0/s; 2 since the start"),
         ("first seen", "at 03:53:19"),
         ("socket", "closed, or not found"),
     ]
     unknown = made.session(0, 0, 0, b"-")
     found = dict(of_session(picture, unknown, history.unit_of))
     assert found["command"] == found["user"] == "-" and "first seen" not in found
+    assert found["a process that is not known"] == "", "and no kernel thread of a funny name"
 
 
 def test_facts_of_a_sum():

@@ -9,6 +9,7 @@ import pwd
 import re
 import signal
 import socket
+import struct
 import subprocess
 import threading
 
@@ -46,6 +47,25 @@ def traffic():
 def run(*arguments, **settings):
     settings = {"capture_output": True, "text": True, "timeout": PATIENCE, **settings}
     return subprocess.run([*TCPTOP, *arguments], check=False, **settings)
+
+
+def test_what_is_lost_is_reported_with_its_cause():
+    """No option makes room for a session that is aborted with bytes that no output saw."""
+    ledger = Ledger()
+    one, other = ledger.pair()
+    with subprocess.Popen(
+        [*TCPTOP, "--probe", "diag", "--csv", "-p", str(os.getpid()), ".2"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        while f",{one.getsockname()[1]}," not in process.stdout.readline():
+            ledger.move(one, other, 1000)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        one.close()
+        other.close()
+        said = process.stderr.readline()
+        process.terminate()
+    lost = "events not counted, of sessions aborted or too many at once"
+    assert re.fullmatch(f"tcptop: [12] {lost}\n", said)
 
 
 def test_tables():

@@ -84,6 +84,12 @@ def test_what_is_forgotten_stays_in_the_sums(intervals, limit):
             sent += sum(one[1] for one in [*totals, *before.values()])
             assert received == sum(one[0] for one in everything)
             assert sent == sum(one[1] for one in everything)
+        assert picture.since[:2] == (
+            sum(one[0] for one in everything),
+            sum(one[1] for one in everything),
+        )
+        assert picture.gone == picture.without_row(PLAIN)
+        assert picture.now == (sum(one[0] for one in sessions), sum(pids), len(pids))
         gathering = Gathering(by_unit, totals, picture.moved_before(by_unit, True))
         gathering.work(math.inf)
         exact = [row[:3] for row in by_unit.of(everything)]

@@ -15,11 +15,12 @@ from tcptools.keys import (
     LONGEST_FILTER,
     MEASURES,
     State,
-    decode,
+    enter,
     handle,
 )
 from tcptools.live import Live
 from tcptools.session import SORT_ORDERS
+from tcptools.typed import decode
 
 UP, DOWN, LEFT, RIGHT = "\033[A", "\033[B", "\033[D", "\033[C"
 PAGE_UP, PAGE_DOWN, HOME, END, ESCAPE = "\033[5~", "\033[6~", "\033[H", "\033[F", "\033"
@@ -45,11 +46,11 @@ def test_keys_change_the_state():
         assert after(key) == State(help=True)
     assert after("r") == State(reverse=True) and after("rr") == State()
     assert [after("t" * n).measure for n in range(4)] == [*MEASURES, MEASURES[0]]
-    for enter in ("\r", "\n", "\033OM"):
-        assert after([enter]) == State(details=True) and after([enter] * 2) == State()
+    for sent in ("\r", "\n", "\033OM"):
+        assert after([sent]) == State(details=True) and after([sent] * 2) == State()
 
 
-@pytest.mark.parametrize("key", ["\033q", "S", "Q", "x", "\0", "\ufffd", "ж", "", "\033[1;5s"])
+@pytest.mark.parametrize("key", ["S", "Q", "x", "\0", "\ufffd", "ж", "", "\033[1;5s"])
 def test_other_keys_do_nothing(key):
     assert handle(State(), key) == State()
 
@@ -79,7 +80,7 @@ def test_moves_add_up(keys, rows, windows):
     assert after(keys) == State(by_rows=rows, by_windows=windows)
     help = State(help=True)
     assert after(keys, help) == replace(help, by_rows=rows, by_windows=windows)
-    typing = State(typing=True)
+    typing = State(typed="")
     if keys[0] not in "jk":
         assert after(keys, typing) == replace(typing, by_rows=rows, by_windows=windows)
 
@@ -104,6 +105,14 @@ def test_b_goes_through_the_sums_and_keeps_what_it_can():
     assert after("bb", replace(Live().state, order="COMM")).order == "all"
 
 
+def test_capital_b_goes_the_other_way():
+    state = Live().state
+    heads = [after("B" * n, state).of.columns[0].heading for n in range(6)]
+    assert heads == ["PID", "LPORT", "RADDR", "UNIT", "PID", "PID"]
+    assert after("bB", state) == after("Bb", state) == state
+    assert (after("B", replace(state, selected="x", top=7, place=8))).selected is None
+
+
 def test_what_the_command_line_sums_by_comes_first():
     def kinds(*by, **options):
         return [kind.columns[0].heading for kind in Live(by=by, **options).state.kinds]
@@ -126,25 +135,61 @@ def test_the_interval_goes_in_steps():
 
 
 def test_a_filter_is_typed():
-    assert after("/") == State(typing=True)
-    assert after("/q s\n") == State(filter="q s")
+    assert after("/") == State(typed="")
+    assert after("/q s\n").filter == "q s" and not after("/q s\n").typing
     assert after(["/", *"猫!^$", "\x7f", "\r"]).filter == "猫!^"
-    assert after(["/", "a", "\x7f", "\b", "b"]) == State(typing=True, filter="b")
+    assert after(["/", "a", "\x7f", "\b", "b"]) == State(typed="b", filter="b")
     assert after(["/", *"abc", "\x15", "d"]).filter == "d"
-    for key in ("\t", "\ufffd", "\033[1;5s", "\x9b", "\033q"):
-        assert after(["/", "a", key]) == State(typing=True, filter="a"), "no text"
+    for key in ("\t", "\ufffd", "\033[1;5s", "\x9b"):
+        assert after(["/", "a", key]) == State(typed="a", filter="a"), "no text"
     assert len(after("/" + "x" * 999).filter) == LONGEST_FILTER
-    assert after("/", State(filter="kept", details=True)) == State(filter="kept", typing=True)
+    kept = after("/", State(filter="kept", details=True))
+    assert kept == State(filter="kept", typed="kept", before="kept")
+
+
+def test_escape_in_the_prompt_has_the_filter_that_was_before():
+    assert after(["/", "a", ESCAPE]) == State()
+    kept = State(filter="kept")
+    for keys in ("", "x", "\x15", "\x15other", "(", "\x15(ng"):
+        state = after(["/", *keys, ESCAPE], kept)
+        assert state.filter == "kept" and not state.typing
+    assert after(["/", "\x15", "\n"], kept).filter == "", "nothing removes it"
+
+
+def test_what_is_no_expression_does_not_become_the_filter():
+    state = after("/ng(")
+    assert state.filter == "ng" and state.typed == "ng(" and state.typing
+    assert after("\n", state) == state, "the prompt stays"
+    assert after("a)\n", state).filter == "ng(a)"
+    assert after(["\x15", "(", "\n"], after("/", State(filter="kept"))).filter == ""
 
 
 def test_escape_ends_one_thing_after_the_other():
-    assert after(["/", "a", ESCAPE]) == State()
     state = State(details=True, filter="a", selected="x", top=3, place=4)
     state = handle(state, ESCAPE)
     assert not state.details and state.filter
     state = handle(state, ESCAPE)
     assert not state.filter and state.selected
     assert handle(state, ESCAPE) == State()
+
+
+def test_the_sessions_of_a_row_and_back():
+    state = replace(Live().state, kind=1, order="SESSIONS")
+    assert after("o").entering is False, "a session has no others"
+    assert handle(state, "o").entering
+    assert enter(replace(state, entering=True)) == state, "of none"
+    inside = enter(replace(state, entering=True, selected="x", details=True, place=3))
+    assert inside.within == ((state.of, "x"),) and inside.of.type == "session"
+    assert (inside.order, inside.selected, inside.details) == ("all", None, False)
+    inside = handle(handle(handle(inside, "b"), "b"), "b")
+    deeper = enter(replace(inside, selected="y"))
+    assert deeper.within == ((state.of, "x"), (inside.of, "y"))
+    back = handle(deeper, ESCAPE)
+    assert (back.of, back.selected, back.within) == (inside.of, "y", inside.within)
+    back = handle(replace(back, filter="a"), ESCAPE)
+    assert back.within and not back.filter, "what came last ends first"
+    back = handle(back, ESCAPE)
+    assert (back.of, back.selected, back.within) == (state.of, "x", ())
 
 
 def test_q_leaves_the_details_first():
@@ -160,7 +205,7 @@ def test_states_are_values():
 SENT = [
     b"q", b"\r", b"\0", b"\x7f", "ж".encode(), "猫".encode(), "\U0001f44d".encode(), b"\xff",
     b"\033[A", b"\033[1;5s", b"\033[24~", b"\033[?1;2c", b"\033[200 q", b"\033OQ", b"\033Oq",
-    b"\033O5s", b"\033[[A", b"\033q", b"\033 ", b"\033\033[A", b"\033\033Os", "\033ж".encode(),
+    b"\033O5s", b"\033[[A",
 ]  # fmt: skip
 
 
@@ -180,10 +225,22 @@ def test_one_key_is_one_however_it_arrives(keys):
     assert found == [sent.decode("utf-8", "replace") for sent, _ in keys]
 
 
-@pytest.mark.parametrize("beginning", [b"\033", b"\033[", b"\033[1;", b"\033O", b"\033[[", b"\xd0"])
+@pytest.mark.parametrize("beginning", [b"\033", b"\033[1;", b"\033[[", b"\033O5", b"\xd0"])
 def test_the_beginning_of_a_key_is_one_if_no_more_comes(beginning):
     assert decode(b"s" + beginning) == (["s"], beginning)
     assert decode(beginning, complete=True) == ([beginning.decode("utf-8", "replace")], b"")
+
+
+@pytest.mark.parametrize("key", ["q", " ", "ж", "/", "\r", "\x7f", "\033[A", "\033Os", "\033[1;5s"])
+def test_escape_and_what_is_typed_next_are_two_keys(key):
+    assert decode(b"\033" + key.encode()) == (["\033", key], b"")
+
+
+@pytest.mark.parametrize("key", "[O")
+def test_escape_and_what_begins_a_sequence_if_no_more_comes(key):
+    typed = b"\033" + key.encode()
+    assert decode(typed) == ([], typed)
+    assert decode(typed, complete=True) == (["\033", key], b"")
 
 
 @given(st.lists(st.sampled_from([bytes([n]) for n in range(256)]), max_size=8).map(b"".join))

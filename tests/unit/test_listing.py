@@ -145,10 +145,11 @@ def test_a_filter_looks_at_what_a_row_shows():
         return Listing(unit_of).rows(picture_of(SESSIONS), State(filter=text, **state)).found
 
     assert found("^7 a 10.0.0.10:443 10.0.0.10:50000$") == 1
-    assert found("service") == 0 and found("service", kinds=Live(units=True).state.kinds[:1]) == 0
+    assert found("service") == 0, "it is not shown"
     units = Live(unit_of=unit_of, units=True).state.kinds
     assert found("2.service", kinds=units) == 1
-    assert found("^[123].service$", kinds=units, kind=2) == 3, "and not at numbers"
+    assert found(" [123].service ", kinds=units, kind=2) == 3, "also in a sum that has it"
+    assert found("service", kinds=units, kind=1) == 0
 
 
 def test_who_is_quiet_has_to_pass_the_filter():
@@ -161,3 +162,64 @@ def test_who_is_quiet_has_to_pass_the_filter():
 
 def test_no_kind_of_row_begins_as_another():
     assert Gathering(PLAIN, SESSIONS).rows == SESSIONS
+
+
+def sums(text, by=("process",), measure="rate", within=(), pictures=(SESSIONS,)):
+    """The rows of a sum, once a filter has let sessions pass: by their keys what they moved."""
+    kind = Sums(by, unit_of)
+    state = State(filter=text, kinds=(kind,), measure=measure, within=within)
+    listing = Listing(unit_of)
+    listed = listing.rows(picture_of(*pictures), state)
+    assert not listed.working
+    return {row[2]: (row[0], row[1], row[3]) for row in listed.part(0, 99)}, listed
+
+
+def test_a_filter_lets_sessions_pass_before_they_are_summed_up():
+    """Of a process that has sessions that pass and others, only those are in its row."""
+    more = made.session(5, 6, 300, b"c", "10.0.0.1", "10.0.0.9", (80, 50001), cgroup=2, uid=0)
+    sessions = [*SESSIONS, more]
+    assert sums("!:22 ", pictures=[sessions])[0] == {
+        (7, "a"): (30, 2, 1), (200, "b"): (20, 2, 1), (300, "c"): (5, 6, 1),
+    }  # fmt: skip
+    found, listed = sums("^300 c ", by=("lport",), pictures=[sessions])
+    assert found == {(22,): (1, 60, 1), (80,): (5, 6, 1)} and listed.passed == (6, 66, 2)
+    assert sums("!^300", by=("remote",), pictures=[sessions])[0].keys() == {
+        ("10.0.0.10",), ("9.0.0.9",),
+    }  # fmt: skip
+    assert sums(" root ", by=("user",), pictures=[sessions])[0] == {("root",): (5, 6, 1)}
+    assert sums(" root ", by=("lport",), pictures=[sessions])[0] == {}
+    assert sums("")[1].passed == (51, 64, 3), "all"
+
+
+def test_what_was_forgotten_is_in_no_sum_of_sessions_that_pass():
+    """Nobody knows whether it would pass."""
+    history = History(unit_of, limit=2)
+    kind = Sums(("comm",), unit_of)
+    history.kinds = (kind, PLAIN)
+    for port in range(1, 5):
+        one = made.session(10, 1, 7, b"a", ports=(port, 5), cgroup=1)
+        picture = history.add(made.interval(), [one])
+    history_of = {
+        text: Listing(unit_of).rows(picture, State(filter=text, kinds=(kind,), measure="total"))
+        for text in ("", "a")
+    }
+    kept, gone = len(picture.totals), picture.gone[2]
+    assert gone and kept + gone == 4 and picture.since == (40, 4, 4)
+    assert history_of[""].part(0, 9) == [(40, 4, ("a",), 4)]
+    assert history_of["a"].part(0, 9) == [(10 * kept, kept, ("a",), kept)]
+
+
+def test_the_selected_row_is_of_sessions_that_pass_in_both_measures():
+    kind = Sums(("comm",), unit_of)
+    other = made.session(5, 6, 300, b"c", "10.0.0.1", "10.0.0.9", (80, 50001), cgroup=2)
+    picture = picture_of([*SESSIONS, other], SESSIONS)
+    for text, now, total in (
+        ("", (1, 60, 1), (7, 126, 2)), ("!:80 ", (1, 60, 1), (2, 120, 1)),
+        (":80 ", (0, 0, 0), (5, 6, 1)),
+    ):  # fmt: skip
+        for measure in ("rate", "total"):
+            listing = Listing(unit_of)
+            state = State(filter=text, kinds=(kind,), measure=measure, selected=("c",))
+            listing.rows(picture, state)
+            for since, (rx, tx, count) in ((False, now), (True, total)):
+                assert listing.selected(picture, state, since) == (rx, tx, ("c",), count)

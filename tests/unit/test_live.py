@@ -28,6 +28,7 @@ class Traffic:
     warnings = notes = ()
     cgroup_path = None
     capabilities = ()
+    losses = "lost"
     def __init__(self, options, scope):
         pass
     def drain(self):
@@ -72,19 +73,20 @@ def test_every_key_of_a_whole_tcptop(terminal):  # noqa: PLR0915 - there are man
         return until(terminal, lambda seen: condition(seen, "\n".join(seen)))
 
     def selected():
-        """The PID of the selected row."""
+        """The PID or address of the selected row."""
         found = [
             line
             for line, cells in enumerate(terminal.emulator.display)
             if terminal.emulator.buffer[line][0].fg == "cyan"
         ]
         assert len(found) <= 1
-        return int(terminal.emulator.display[found[0]].split()[0]) if found else None
+        name = terminal.emulator.display[found[0]].split()[0] if found else None
+        return int(name) if name and name.isdecimal() else name
 
     mode = terminal.mode()
     with tcptop(terminal, "-S", "0.2") as process:
-        seen = until(terminal, lambda seen: "30 sessions  in " in seen[0])
-        assert seen[1].split() == ["PID", "COMM", "LADDR", "RADDR", "RX/s", "TX/s"]
+        seen = until(terminal, lambda seen: "30 sessions  RX " in seen[0])
+        assert seen[1].split() == ["PID", "COMM", "LADDR", "RADDR", "RX/s▼", "TX/s▼"]
         assert seen[2].split()[:2] == ["1030", "sshd"] and len(rates(seen)) == 21
         key("down", lambda *_: selected() == 1030)
         key("down", lambda *_: selected() == 1029)
@@ -96,19 +98,24 @@ def test_every_key_of_a_whole_tcptop(terminal):  # noqa: PLR0915 - there are man
         key("Enter", lambda _, text: "command  " in text and "unit" in text and "socket" in text)
         key("Enter", lambda _, text: "RADDR" in text)
         key("Esc", lambda *_: selected() is None)
-        key("s", lambda seen, _: "sorted by sent  " in seen[0])
-        key("left", lambda seen, _: "sorted by received  " in seen[0])
-        key("right", lambda seen, _: "sorted by sent  " in seen[0])
-        seen = key("r", lambda seen, _: "sorted by sent reversed  " in seen[0])
-        seen = typed("ss", lambda seen, _: "sorted by all  " in seen[0])
-        key("t", lambda seen, _: seen[1].endswith("RX_KB  TX_KB") and sizes(seen)[0] == 30)
-        key("t", lambda seen, _: seen[1].endswith("RX     TX") and "since the start" in seen[0])
-        key("t", lambda seen, _: seen[1].endswith("RX/s   TX/s"))
+        key("s", lambda seen, _: "sort TX  " in seen[0])
+        key("left", lambda seen, _: "sort RX  " in seen[0])
+        key("right", lambda seen, _: "sort TX  " in seen[0])
+        seen = key("r", lambda seen, _: "sort TX reversed  " in seen[0])
+        seen = typed("ss", lambda seen, _: "sort RX+TX  " in seen[0])
+        key("t", lambda seen, _: seen[1].endswith("RX_KB▼ TX_KB▼") and sizes(seen)[0] == 30)
+        key("t", lambda seen, _: seen[1].endswith("RX▼    TX▼") and "since the start" in seen[0])
+        key("t", lambda seen, _: seen[1].endswith("RX/s▼  TX/s▼"))
         key("b", lambda seen, _: seen[1].split()[:3] == ["PID", "COMM", "SESSIONS"])
         typed("bb", lambda seen, _: seen[1].split()[0] == "RADDR" and "10.0.0.2 " in seen[2])
+        key("B", lambda seen, _: seen[0].startswith("30 sessions by unit"))
+        typed("b", lambda seen, _: seen[0].startswith("30 sessions by remote"))
+        typed("j", lambda *_: selected() == "10.0.0.2")
+        key("o", lambda seen, _: "only remote 10.0.0.2" in seen[0] and "LADDR" in seen[1])
+        typed("\033", lambda *_: selected() == "10.0.0.2")
         typed("bb", lambda seen, _: "LADDR" in seen[1])
         key("/", lambda seen, _: seen[-1].startswith("/_"))
-        typed("103", lambda seen, _: "filter 103: 1 of 30" in seen[0] and len(rates(seen)) == 1)
+        typed("103", lambda seen, _: "1 of 30 sessions" in seen[0] and len(rates(seen)) == 1)
         typed("\n", lambda seen, _: "Esc ends the filter" in seen[-1])
         key("Esc", lambda seen, _: "filter 103" not in seen[0])
         key("+", lambda seen, _: "every 0.5 s" in seen[0])
@@ -165,8 +172,8 @@ def test_the_count_of_outputs_is_that_of_outputs(terminal):
 def test_what_the_command_line_says_is_how_the_view_begins(terminal):
     with tcptop(terminal, "-S", "-s", "received", "--by", "remote,lport", "--cumulative", "0.1"):
         seen = until(terminal, lambda seen: "since the start" in seen[0])
-        assert "sorted by received" in seen[0]
-        assert seen[1].split() == ["RADDR", "LPORT", "SESSIONS", "RX", "TX"]
+        assert "sort RX " in seen[0]
+        assert seen[1].split() == ["RADDR", "LPORT", "SESSIONS", "RX▼", "TX"]
 
 
 def test_a_window_that_shrinks(terminal):
@@ -178,7 +185,7 @@ def test_a_window_that_shrinks(terminal):
             signal.raise_signal(signal.SIGWINCH)
             assert view.wait(0) is Wake.TIME
             seen = terminal.seen()
-            assert {"COMM", "RADDR"} <= set(seen[2].split()) and seen[2].endswith("TX/s")
+            assert {"COMM", "RADDR"} <= set(seen[2].split()) and seen[2].endswith("TX/s▼")
             assert sizes(seen) == [50, 49, 48, 47, 46, 45]
 
 
@@ -199,7 +206,7 @@ def test_colours(terminal):
         buffer = terminal.emulator.buffer
         assert buffer[2][0].reverse and buffer[2][79].reverse, "a bar"
         heading = terminal.emulator.display[2]
-        assert buffer[2][heading.index("RX/s")].bold and not buffer[2][0].bold
+        assert buffer[2][heading.index("RX/s▼")].bold and not buffer[2][0].bold
         assert buffer[3][0].bold, "it is new"
         assert [buffer[4][column].fg for column in (0, 79)] == ["cyan", "cyan"]
         assert b"\033[2m1003" in terminal.raw, "one that is quiet"
@@ -237,7 +244,7 @@ def test_a_sum_goes_on_while_keys_are_waited_for(terminal, monkeypatch):
     with screen_on(terminal) as view:
         view.show(HEAD, some(30))
         seen = pressed(view, terminal, b"b")
-        assert "working.." in seen[-1] and seen[2] == "", "a part of a sum is not seen"
+        assert "working.." in seen[-1] and seen[3] == "", "a part of a sum is not seen"
         end = time.monotonic() + 60
         while view._live.working:
             assert view.wait(0.01) is Wake.TIME and time.monotonic() < end

@@ -187,8 +187,8 @@ def test_nothing_is_left_of_an_interval_that_never_was(terminal):
 
 def test_keys_before_the_first_interval(terminal):
     with screen_on(terminal) as view:
-        assert "sorted by sent" in pressed(view, terminal, b"s")[0]
-        assert pressed(view, terminal, b"h")[0] == "Keys:"
+        assert "sort TX" in pressed(view, terminal, b"s")[0]
+        assert pressed(view, terminal, b"h")[0] == HELP[0]
     assert terminal.seen() == ["$ tcptop"] + [""] * 23
 
 
@@ -316,10 +316,10 @@ def test_s_sorts_by_the_next_order(terminal):
     with screen_on(terminal) as view:
         view.show(PLAIN, sessions)
         assert sizes(terminal.seen()) == [50, 5, 1]
-        for order, expected in (("sent", [5, 1, 50]), ("received", [50, 5, 1])):
+        for order, expected in (("TX", [5, 1, 50]), ("RX", [50, 5, 1])):
             seen = pressed(view, terminal, b"s")
-            assert sizes(seen) == expected and f"  sorted by {order}  " in seen[0]
-        assert "sorted by sent" in pressed(view, terminal, b"ss")[0]
+            assert sizes(seen) == expected and f"  sort {order}  " in seen[0]
+        assert "sort TX" in pressed(view, terminal, b"ss")[0]
 
 
 def test_space_holds_the_picture(terminal):
@@ -353,10 +353,22 @@ def test_a_lone_escape_is_a_key_after_a_while(terminal, monkeypatch):
     with screen_on(terminal) as view:
         view.show(PLAIN, [session(1)])
         pressed(view, terminal, b"h")
-        assert "Keys:" in pressed(view, terminal, b"\033"), "it may be the beginning of an arrow"
+        assert HELP[0] in pressed(view, terminal, b"\033"), "it may be the beginning of an arrow"
         for _ in range(6):  # shorter waits than that add up
             assert view.wait(0.01) is Wake.TIME
         assert sizes(terminal.seen()) == [1]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_escape_and_a_letter_soon_after_are_both_keys(terminal, monkeypatch, together):
+    monkeypatch.setattr(screen, "ESCAPE", 60)
+    with screen_on(terminal) as view:
+        view.show(PLAIN, some(30))
+        assert "1 of 30 sessions" in pressed(view, terminal, b"/103\n")[0]
+        for keys in [b"\033/"] if together else [b"\033", b"/"]:
+            seen = pressed(view, terminal, keys)
+        assert seen[0].startswith("30 sessions") and seen[-1].startswith("/_")
+        assert pressed(view, terminal, b"qs")[-1].startswith("/qs_"), "no command"
 
 
 def test_a_key_that_arrives_in_parts_is_one(terminal, monkeypatch):
@@ -366,7 +378,7 @@ def test_a_key_that_arrives_in_parts_is_one(terminal, monkeypatch):
         before = terminal.seen()
         for part in (b"\033", b"[1;", b"5", b"s", b"\033", b"O", b"q"):
             assert pressed(view, terminal, part) == before, part
-        assert "sorted by sent" in pressed(view, terminal, b"s")[0]
+        assert "sort TX" in pressed(view, terminal, b"s")[0]
 
 
 def test_a_resize_is_drawn_at_once(terminal):

@@ -13,7 +13,7 @@ from test_frames import SOCKET
 from wcwidth import wcswidth
 
 from tcptools import details, diagnosis
-from tcptools.keys import HELP, KEYS, State
+from tcptools.keys import HELP, KEYS, ORDER_NAMES, State
 from tcptools.live import Live
 from tcptools.report import no_unit
 from tcptools.session import CGROUP
@@ -224,9 +224,9 @@ def test_what_is_shown_and_what_is_not_are_all(
         assert len(shown) == min(len(sessions), rows) or len(text(found)) == lines, "no waste"
     assert bool(shown) == bool(sessions)
     heading = [line.text for line in found if line.style is Style.HEADING]
-    assert lines < 3 or len(heading) == bool(sessions)
+    assert lines < 3 or len(heading) == 1
     if heading:
-        assert heading[0].split()[-2:] == ["RX/s", "TX/s"]
+        assert heading[0].split()[-2:] == ["RX/s▼", "TX/s▼"]
         assert {"COMM", "RADDR"} <= set(heading[0].split())
     assert len({wcswidth(row) for row in shown}) <= 1, "below each other"
     ends = {wcswidth(row[: ROW.search(row).start(2)].rstrip()) for row in shown}
@@ -275,7 +275,7 @@ def test_everything_fits():
 def test_one_table_of_both_families_largest_first():
     sessions = [session(1), session(3), session(2, True), session(4, True)]
     found = view(sessions).frame(130, 24)
-    assert found[1].text.split() == ["PID", "COMM", "LADDR", "RADDR", "RX/s", "TX/s"]
+    assert found[1].text.split() == ["PID", "COMM", "LADDR", "RADDR", "RX/s▼", "TX/s▼"]
     assert sizes(found) == [4, 3, 2, 1]
     assert " [2001:db8:1111:2222:3333:4444:5555:6666]:22 " in found[2].text
     assert " 192.168.100.200:22 " in found[3].text
@@ -294,23 +294,30 @@ def test_sort_orders():
     for order, expected in (("all", [50, 5, 1]), ("sent", [5, 1, 50]), ("received", [50, 5, 1])):
         live = view(sessions, order=order)
         assert sizes(live.frame(80, 24)) == expected
-        assert f"  sorted by {order}  " in live.frame(80, 24)[0].text
+        assert f"  sort {ORDER_NAMES[order]}  " in live.frame(80, 24)[0].text
         assert sizes(drawn(live, keys="r")) == expected[::-1]
-        assert f"  sorted by {order} reversed  " in live.frame(80, 24)[0].text
+        assert f"  sort {ORDER_NAMES[order]} reversed  " in live.frame(80, 24)[0].text
     assert sizes(view(sessions, order="sent").frame(80, 3)) == [5]
 
 
 def test_the_heading_of_the_order_is_marked():
     sessions = [session(1), session(2, True)]
     for order, heading in (
-        ("received", "RX/s"),
-        ("sent", "TX/s"),
-        ("COMM", "COMM"),
-        ("PID", "PID"),
+        ("received", "RX/s▼"),
+        ("sent", "TX/s▼"),
+        ("COMM", "COMM▲"),
+        ("PID", "PID▲"),
+        ("all", "RX/s▼ TX/s▼"),
     ):
         text, _, (begin, end) = view(sessions, order=order).frame(80, 24)[1]
         assert text[begin:end] == heading
-    assert view(sessions, order="all").frame(80, 24)[1].mark == (0, 0)
+    for state, heading in (
+        ({"reverse": True, "order": "sent"}, "TX/s▲"),
+        ({"encoding": "ascii", "order": "sent"}, "TX/s>"),
+        ({"blocks": False, "order": "COMM"}, "COMM<"),
+    ):
+        text, _, (begin, end) = view(sessions, **state).frame(80, 24)[1]
+        assert text[begin:end] == heading
     assert view(sessions, order="LADDR").frame(40, 24)[1].mark == (0, 0), "it is left out"
 
 
@@ -330,8 +337,9 @@ def test_the_status_line():
 
 def test_no_sessions():
     live = view([], loadavg=LOADAVG, keyboard=False)
-    assert text(live.frame(70, 24)) == [
-        f"03:53:20 loadavg: {LOADAVG}", "0 sessions  in 0/s  out 0/s  sorted by all  every 1 s",
+    assert text(live.frame(62, 24)) == [
+        f"03:53:20 loadavg: {LOADAVG}", "0 sessions  RX 0/s  TX 0/s  sort RX+TX  every 1 s",
+        "PID     COMM         LADDR RADDR                  RX/s▼  TX/s▼",
     ]  # fmt: skip
     assert text(view([], keyboard=False).frame(80, 1)) == []
     assert text(view([]).frame(80, 1)) == [HINTS]
@@ -339,7 +347,7 @@ def test_no_sessions():
 
 def test_before_the_first_interval():
     assert text(view().frame(80, 3)) == ["", "", HINTS]
-    assert text(view().frame(80, 24))[0] == "sorted by all  every 1 s"
+    assert text(view().frame(80, 24))[0] == "sort RX+TX  every 1 s"
     assert drawn(view(), keys=[DOWN, END, "\n"])[-1].text == HINTS
     assert view().remains(80, 24) == []
 
@@ -347,7 +355,7 @@ def test_before_the_first_interval():
 def test_the_help_is_whole_where_there_is_room():
     live = view(some(9), note=LOST)
     assert text(drawn(live, keys="h")) == HELP
-    assert text(live.frame(8, 3)) == ["Keys:", "", f"+{len(HELP) - 2}"]
+    assert text(live.frame(8, 3)) == ["Keys; ar", "  h, ?  ", f"+{len(HELP) - 2}"]
     assert text(drawn(live, 80, 3, [DOWN]))[0] == HELP[1]
     assert text(drawn(live, 80, 3, [END]))[:2] == HELP[-2:], "and no further"
     assert text(drawn(live, 80, 3, [UP, UP, HOME]))[0] == HELP[0]
@@ -407,6 +415,8 @@ def test_sessions_that_are_new_and_that_are_quiet():
     assert found[-1].text == HINTS, "one that is quiet is not missed"
     assert sizes(live.frame(80, 4)) == [3, 2] and live.frame(80, 4)[-1].text == HINTS
     assert not [line for line in live.remains(80, 24) if line.startswith("4194306")]
+    assert found[0].text.startswith("3 sessions  "), "it has a row"
+    assert live.remains(80, 24)[0].startswith("2 sessions  ")
     live.add(made.interval(), [session(2), session(3)])
     assert [line.style for line in live.frame(80, 24)[2:5]] == [Style.PLAIN] * 3
     assert sizes(live.frame(80, 24)) == [3, 2]
@@ -420,13 +430,14 @@ def test_what_numbers_show():
     for length in (2.0, 4.0):
         live.add(made.interval(length=length), [session(3000, sent=8)])
     for heads, numbers in (
-        (["RX/s", "TX/s"], ["750K", "2.0K"]),
-        (["RX_KB", "TX_KB"], ["3000", "8"]),
-        (["RX", "TX"], ["5.8M", "16.0K"]),
+        (["RX/s▼", "TX/s▼"], ["750K", "2.0K"]),
+        (["RX_KB▼", "TX_KB▼"], ["3000", "8"]),
+        (["RX▼", "TX▼"], ["5.8M", "16.0K"]),
     ):
         found = live.frame(80, 24)
         assert found[1].text.split()[-2:] == heads and found[2].text.split()[-2:] == numbers
-        assert "in 750K/s  out 2.0K/s" in re.sub(" [▁-█ ]+  ", "  ", found[0].text)
+        rates = "RX 5.8M  TX 16.0K" if heads[0] == "RX▼" else "RX 750K/s  TX 2.0K/s"
+        assert rates in re.sub(" [▁-█ ]+  ", "  ", found[0].text)
         live.type("t")
 
 
@@ -449,6 +460,11 @@ def test_what_is_not_in_the_totals_any_more_is_reported():
     assert found[-1].text == HINTS
     found = drawn(live, 120, 24, [DOWN, "\n"])
     assert "7,168 bytes in 1.0 s, 7.0K/s; 28,672 since the start" in "".join(text(found))
+    live.type("q")
+    found = drawn(live, 120, 24, ["/", *"sshd", "\n"])
+    assert found[2].text.split()[1:] == ["3", "18.0K", "0"], "but not of what may not have passed"
+    assert found[0].text.startswith("3 of 7 sessions by remote  RX 18.0K  TX 0  filter sshd")
+    assert found[-1].text.startswith("10.0K of 4 sessions that are gone not shown, ")
 
 
 def test_a_picture_held_still_stays_so_in_all_of_its_numbers():
@@ -474,6 +490,101 @@ def test_a_unit_that_becomes_known():
     live.forget()
     assert live.frame(120, 24)[2].text.split()[:2] == ["pod:x", "2"]
     assert text(drawn(live, 120, 24, ["b", "b", "b", "/", *"pod:"]))[2].split()[2] == "pod:x"
+
+
+# The head
+
+
+def head(live, columns, lines=24, keys=()):
+    """The line that says what there is in sum."""
+    return drawn(live, columns, lines, keys)[0].text
+
+
+def test_the_head_counts_what_passes_the_filter():
+    live = view(some(30), [session(n) for n in range(1, 30)])
+    assert head(live, 50) == "30 sessions  RX 435K/s  TX 0/s  sort RX+TX", "and who is quiet"
+    assert head(live, 80, keys="b") == (
+        "29 sessions by process  RX 435K/s  TX 0/s  sort RX+TX  every 1 s"
+    )
+    assert head(live, 90, keys="/4194311|4194312") == (
+        "2 of 29 sessions by process  RX 13.0K/s  TX 0/s  filter 4194311|4194312  sort RX+TX"
+    )
+    live.type("\n")
+    assert head(live, 99, keys="bbbb") == (
+        "2 of 30 sessions  RX 13.0K/s  TX 0/s  filter 4194311|4194312  sort RX+TX  every 1 s"
+    )
+    assert head(live, 99, keys=["/", "\x15", *"nobody"]) == (
+        "0 of 30 sessions  RX 0/s  TX 0/s  filter nobody  sort RX+TX  every 1 s"
+    )
+    assert live.frame(80, 24)[1].style is Style.HEADING, "the heading stays"
+
+
+def test_the_head_of_totals_has_totals():
+    live = view([session(5)], [session(1, sent=3), session(2)], measure="total")
+    assert head(live, 54) == "3 sessions  RX 8.0K  TX 3.0K  bytes since the start"
+    assert head(live, 58, keys="/4194306") == "1 of 3 sessions  RX 1.0K  TX 3.0K  filter 4194306"
+    assert head(live, 60, keys=["\033", "t"]).startswith("3 sessions  RX 3.0K/s  TX 3.0K/s")
+
+
+def test_a_filter_is_seen_in_a_narrow_window():
+    live = view([session(1 << 20, sent=1 << 20)])
+    assert head(live, 40, keys=["/", *"sshd", "\n"]) == "1 of 1  RX 1.0G/s  TX 1.0G/s  /sshd"
+    assert (
+        head(live, 40, keys=["/", *"|an expression", "\n"])
+        == "1 of 1  RX 1.0G/s  TX 1.0G/s  /sshd|an.."
+    )
+    assert "/ss.." in head(live, 40, keys=["b", DOWN, "o"])
+    assert live.frame(40, 24)[0].text == "RX 1.0G/s  TX 1.0G/s  only 52..  /ss.."
+    assert live.frame(40, 24)[-1].text == "Esc ends the filter, h help, q quit"
+    for columns in range(20, 40):
+        assert "/ss" in live.frame(columns, 24)[0].text
+
+
+# The sessions of a row
+
+
+def test_from_a_process_to_its_remote_hosts_and_back():
+    live = view(some(9))
+    assert sizes(drawn(live, keys=["b", DOWN, DOWN, "o"])) == [8]
+    assert head(live, 80) == (
+        "1 of 9 sessions  RX 8.0K/s  TX 0/s  only process 4194313 sshd  sort RX+TX"
+    )
+    live.add(made.interval(), some(30))
+    found = drawn(live, 99, keys="bbb")
+    assert found[0].text.startswith("1 of 30 sessions by remote  RX 8.0K/s")
+    assert found[2].text.split() == ["192.168.100.200", "1", "8.0K", "0"] and not found[3].text
+    found = drawn(live, 140, keys=[DOWN, "o"])
+    assert " only process 4194313 sshd and remote 192.168.100.200  sort" in found[0].text
+    assert "only 192.168.100.200" in live.frame(60, 24)[0].text
+    assert "Esc goes back" in found[-1].text and sizes(found) == [8]
+    found = drawn(live, keys=["\033", "\033"])
+    [line] = [line for line in found if line.style is Style.SELECTED]
+    assert line.text.split()[0] == "4194313", "the row is selected again"
+    assert found[0].text.startswith("30 sessions by process  ")
+
+
+def test_keys_that_come_at_once_are_one_after_the_other():
+    live = view(some(9))
+    live.type(["b"])
+    live.frame(80, 24)
+    live.type([DOWN, DOWN, "o", DOWN, "\n"])
+    assert text(live.frame(80, 24))[0] == "sshd (4194313)"
+    live.type(["q", "\033", "o", "b"])
+    assert live.frame(80, 24)[0].text.startswith("1 of 9 sessions by process"), "it was selected"
+
+
+def test_without_a_selection_it_is_the_first_row_as_for_details():
+    assert sizes(drawn(view(some(9)), keys="bo")) == [9]
+    assert sizes(drawn(view(some(9)), keys="o")) == list(range(9, 0, -1)), "none has any"
+    assert text(drawn(view([]), keys="bo"))[0].startswith("0 sessions by process  ")
+
+
+def test_a_row_that_has_gone_is_not_gone_into():
+    live = view(some(9))
+    drawn(live, keys=["b", DOWN, "/", *"ssh", "\n"])
+    live.add(made.interval(), some(8))
+    found = drawn(live, keys="o")
+    assert found[0].text.startswith("8 of 8 sessions by process")
 
 
 # The end
