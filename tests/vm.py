@@ -90,6 +90,10 @@ END
 sysctl -q -w fs.nr_open=1048576 net.core.somaxconn=65535 net.ipv4.tcp_max_syn_backlog=65535 \\
     net.ipv4.ip_local_port_range='1024 65535'
 ulimit -n 1048576
+# Python looks into its directories for each module, and 9p asks the host each time.
+mkdir /run/src
+tar -C /src -c --exclude=./.git . | tar -x -C /run/src
+mount --bind /run/src /src
 cd /src
 """
 # The build link in /lib/modules leads here, and to nowhere once this is empty.
@@ -260,7 +264,7 @@ def build(release: str, arch: str, more: Sequence[str] = ()) -> Path:
 
 
 def run(options: argparse.Namespace, command: str) -> int:
-    """Boot a release, run a shell command in /src (this checkout, read-only); its exit status.
+    """Boot a release, run a shell command in /src, a copy of this checkout; its exit status.
 
     TIMED_OUT and GUEST_DIED are the statuses of a command that did not end; then the end of
     the kernel's console is shown. The options are those of the command line.
