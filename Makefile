@@ -81,10 +81,8 @@ stress: $(PYTHON) # short sessions while the kernel skips probes; ARGS= of tests
 examples: $(PYTHON) # the worked examples, anew from real runs
 	$(VM) run --traffic --rw man -- $(PYTHON) tests/guest/examples.py
 
-picture: $(PYTHON) # the picture of the README, anew
-	mkdir -p dist
-	$(VM) tool -- python tests/picture.py >dist/picture
-	mv dist/picture man/tcptop.svg
+picture: $(PYTHON) # the pictures of the README, anew
+	$(VM) tool -- python tests/picture.py
 
 # The guest's nanoseconds are instructions.
 bench: $(PYTHON) # what tracing costs, in instructions; ARGS= are options of tests/bench.py

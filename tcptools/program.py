@@ -106,7 +106,8 @@ def _load(tool: Tool, options: Common, scope: Scope, btf: Optional[Btf]) -> Atta
                 os.close(fd)
             continue
         reason = "the cheapest that works here" if asked == "auto" else "as asked"
-        attached.notes[:0] = [*notes, how, f"probes: {kind.probe}, {reason}"]
+        attached.notes[:0] = [*notes, how]
+        attached.notes.append(f"probes: {kind.probe}, {reason}")
         return attached
     needs = "".join({kind.needs for kind in tool.kinds if kind.probe == asked})
     raise Failure(_blame(asked, number, complaint, btf is not None, needs), *notes)

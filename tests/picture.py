@@ -1,8 +1,9 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""A picture of the live view for the README, from a real run: `make picture`, as SVG on stdout."""
+"""The pictures of the README, from real runs of the live view: `make picture`."""
 
 import html
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,17 +18,31 @@ sys.path.insert(0, str(CHECKOUT))
 
 from tcptools.screen import LEAVE
 
-COLUMNS, LINES = 84, 20
+COLUMNS, LINES = 84, 18
+# By the name of the picture: arguments of tcptop, and what is typed.
+VIEWS = {
+    "tcptop": ("2 8", ""),
+    "units": ("--by unit 2 8", ""),
+    "details": ("2 40", "\\033[B\\r"),
+}
+CGROUPS = "/sys/fs/cgroup/system.slice"
+# Seconds until it surely runs, in emulation; and what is written between two of them, for printf.
+DELAY, END = 60, r"\0\0"
 FONT_SIZE, LINE_HEIGHT, CHARACTER = 14, 18, 8.43  # pixels
 FRONT, GROUND, BOLD, BAR = "#d5d8d6", "#1d1f21", "#ffffff", "#5fb3b3"
 
 
-def capture() -> bytes:
-    """What tcptop writes to a terminal of a guest with some traffic."""
-    live = f"stty rows {LINES} cols {COLUMNS}; exec {PYTHON} tcptop.py 2 4"
-    command = ["env", "TERM=xterm", "script", "-qec", live, "/dev/null"]
-    run = [sys.executable, "tests/vm.py", "run", "--traffic", "--", *command]
-    return subprocess.run(run, check=True, stdout=subprocess.PIPE).stdout
+def capture() -> list[bytes]:
+    """What each of VIEWS writes to a terminal of a guest with a server's traffic."""
+    script = f"stty rows {LINES} cols {COLUMNS}; exec {PYTHON} tcptop.py -c {CGROUPS} "
+    runs = [
+        f"(sleep {DELAY}; printf '{keys}'; sleep {DELAY}) | TERM=xterm LANG=C.UTF-8 script -qec"
+        f" {shlex.quote(script + arguments)} /dev/null"
+        for arguments, keys in VIEWS.values()
+    ]
+    server = [PYTHON, "tests/guest/server.py", "sh", "-c", f"; printf '{END}'; ".join(runs)]
+    run = [sys.executable, "tests/vm.py", "run", "--", *server]
+    return subprocess.run(run, check=True, stdout=subprocess.PIPE).stdout.split(b"\0\0")
 
 
 def styled(row: Mapping[int, Any]) -> Iterator[tuple[int, str, str, str]]:
@@ -70,10 +85,11 @@ def drawn(screen: pyte.Screen) -> str:
 
 
 def main() -> None:
-    """Draw the last frame."""
-    screen = pyte.Screen(COLUMNS, LINES)
-    pyte.ByteStream(screen).feed(capture().split(LEAVE.encode(), 1)[0])
-    print(drawn(screen))
+    """Draw the last frame of each."""
+    for name, output in zip(VIEWS, capture()):
+        screen = pyte.Screen(COLUMNS, LINES)
+        pyte.ByteStream(screen).feed(output.split(LEAVE.encode(), 1)[0])
+        (CHECKOUT / f"man/{name}.svg").write_text(drawn(screen) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

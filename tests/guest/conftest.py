@@ -32,7 +32,7 @@ def tracers():
 @pytest.fixture(scope="session")
 def reference():
     """The tcptop-bpfcc to compare with, if that is asked for."""
-    one = Reference() if os.environ.get("TCPTOP_COMPARE") else None
+    one = Reference(KINDS) if os.environ.get("TCPTOP_COMPARE") else None
     yield one
     if one:
         one.stop()

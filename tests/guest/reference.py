@@ -13,7 +13,8 @@ ROW = re.compile(r"(\d+) .*?(\d+) +\S+:(\d+) +(\d+) +(\d+)$")
 class Reference:
     """A running tcptop-bpfcc: sums of what it says."""
 
-    def __init__(self):
+    def __init__(self, kinds):
+        """`kinds` are those that are compared with it, in their order."""
         # Its output is held back if it is no terminal.
         self._process = subprocess.Popen(
             ["python3", "-u", "/usr/sbin/tcptop-bpfcc", "-C", "1"],
@@ -23,7 +24,8 @@ class Reference:
         assert "Tracing" in self._process.stdout.readline()
         self._sums = collections.Counter()
         threading.Thread(target=self._read, daemon=True).start()
-        print("\n| workload | bytes | fentry | kprobe | reference |\n|---|---|---|---|---|")
+        heads = ("workload", "bytes", *kinds, "reference")
+        print(f"\n| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
 
     def _read(self):
         for line in self._process.stdout:
