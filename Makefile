@@ -66,9 +66,10 @@ service: deb # the package under systemd, with node_exporter: installed, upgrade
 	    $(PYTHON) -m pytest -x -q -s -p no:cacheprovider tests/service
 
 # The table of exactness: the same traffic, watched by Debian's tcptop-bpfcc as well; and
-# where the lines of tcplife and tcplife-bpfcc differ.
+# where the lines of tcplife and tcplife-bpfcc differ. Without iter, see tests/guest/all.sh.
 compare: $(PYTHON) # exactness beside Debian's tcptop-bpfcc and tcplife-bpfcc
-	$(GUEST) -- env TCPTOP_COMPARE=1 python3 -m pytest -s -q -p no:cacheprovider \
+	$(GUEST) -- env TCPTOP_COMPARE=1 TCPTOP_KINDS=fentry,kprobe,classic \
+	    python3 -m pytest -s -q -p no:cacheprovider \
 	    tests/guest/test_exact.py tests/guest/compare_life.py
 
 soak: $(PYTHON) # a great many short sessions; one or two hours
