@@ -134,15 +134,25 @@ def _character(escape: re.Match[str]) -> str:
     return chr(int(escape[1], 8))
 
 
+def lines(path: str) -> Iterator[str]:
+    """The lines of a file in which others' paths stand, as Python has paths in this locale.
+
+    They end with LF and nothing else: of all that ends a line for Python, the kernel keeps only
+    this out of names.
+    """
+    with open(path, "rb") as file:
+        for line in file:
+            yield os.fsdecode(line.rstrip(b"\n"))
+
+
 def cgroup_mounts() -> list[Mount]:
     """All mounts of cgroup v2."""
     found = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        for line in mounts:
-            fields, _, options = line.partition(" - ")
-            if options.split()[0] == "cgroup2":
-                paths = fields.split()[3:5]
-                found.append(Mount(*(re.sub(OCTAL, _character, path) for path in paths)))
+    for line in lines("/proc/self/mountinfo"):
+        fields, _, options = line.partition(" - ")
+        if options.startswith("cgroup2 "):
+            paths = fields.split(" ")[3:5]
+            found.append(Mount(*(re.sub(OCTAL, _character, path) for path in paths)))
     return found
 
 

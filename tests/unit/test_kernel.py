@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Things of the kernel that have names, which may be any."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tcptools import kernel
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
+
+CHECKOUT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+# Whether a process is in a cgroup, by the filter for that: before it goes there, and then.
+IN_CGROUP = """
+import os, sys
+from tcptools import kernel
+from tcptools.options import Tcptop
+from tcptools.tasks import Tasks
+options = Tcptop(cgroup=sys.argv[1])
+scope = kernel.scope(options)
+for _ in range(2):
+    print(Tasks(options, scope).task(os.getpid(), 0).passes)
+    with open(os.path.join(sys.argv[1], "cgroup.procs"), "w") as file:
+        file.write(str(os.getpid()))
+"""
+
+
+def run(*words, **environment):
+    """What a command prints that may import this checkout."""
+    environment = {**os.environ, "PYTHONPATH": CHECKOUT, **environment}
+    found = subprocess.run(words, env=environment, capture_output=True, timeout=60)
+    assert (found.returncode, found.stderr) == (0, b""), found.stderr.decode("ascii", "replace")
+    return found.stdout.decode()
+
+
+@needs_root
+@pytest.mark.parametrize("name", ["a\rb", "a\x0cb c", "\u2003\u2028"])
+def test_a_mount_of_any_name_is_in_nobodys_way(tmp_path, name):
+    """A user may make some in his own directories (fusermount3(1))."""
+    place = tmp_path / name
+    place.mkdir()
+    code = "from tcptools import kernel; print(kernel.cgroup_mounts())"
+    mount = 'mount -t tmpfs none "$1" && exec "$2" -c "$3"'
+    words = ("sh", "-c", mount, "sh", os.fsencode(place), sys.executable, code)
+    assert run("unshare", "--mount", *words) == f"{kernel.cgroup_mounts()}\n"
+
+
+@pytest.fixture(scope="module")
+def latin1(tmp_path_factory):
+    """The environment of a locale of 8 bits."""
+    locales = tmp_path_factory.mktemp("locales")
+    name = "de_DE.ISO-8859-1"
+    made = ["localedef", "-i", "de_DE", "-f", "ISO-8859-1", str(locales / name)]
+    try:
+        subprocess.run(made, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("there is nothing here to make a locale of")
+    return {"LOCPATH": str(locales), "LC_ALL": name}
+
+
+@needs_root
+@pytest.mark.parametrize("name", ["\u00e9", "\u65e5\u672c", "\r0::"])
+@pytest.mark.parametrize("locale", ["C", "latin1"])
+def test_a_cgroup_of_any_name_in_any_locale(name, locale, request):
+    [mount, *_] = [each for each in kernel.cgroup_mounts() if os.path.isdir(each.directory)]
+    directory = os.path.join(mount.directory, f"tcptop-test-{os.getpid()}{name}").encode()
+    eight_bits = locale == "latin1"
+    environment = request.getfixturevalue(locale) if eight_bits else {"LC_ALL": locale}
+    os.mkdir(directory)
+    try:
+        words = (sys.executable, "-c", IN_CGROUP, directory)
+        assert run(*words, **environment) == "False\nTrue\n"
+    finally:
+        os.rmdir(directory)
