@@ -174,7 +174,8 @@ def cgroup(path: str) -> tuple[int, int]:
                 break
             parts = [*root.split("/"), *inside.split("/")]
             return inode, len([part for part in parts if part not in ("", ".")])
-    raise Failure(f"{path}: not a cgroup v2 directory; see /sys/fs/cgroup")
+    place = f"see {mounts[0].directory}" if mounts else "none is mounted here"
+    raise Failure(f"{path}: not a cgroup v2 directory; {place}")
 
 
 def _unit(name: str, mounts: list[Mount]) -> str:

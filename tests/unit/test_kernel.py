@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tcptools import kernel
+from tcptools import Failure, kernel
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
 
@@ -34,6 +34,17 @@ def run(*words, **environment):
     found = subprocess.run(words, env=environment, capture_output=True, timeout=60)
     assert (found.returncode, found.stderr) == (0, b""), found.stderr.decode("ascii", "replace")
     return found.stdout.decode()
+
+
+def test_what_is_no_cgroup_is_told_where_there_are_some(monkeypatch):
+    for mounts, place in (
+        ([kernel.Mount("/", "/sys/fs/cgroup/unified")], "see /sys/fs/cgroup/unified"),
+        ([], "none is mounted here"),
+    ):
+        monkeypatch.setattr(kernel, "cgroup_mounts", lambda mounts=mounts: mounts)
+        with pytest.raises(Failure) as error:
+            kernel.cgroup("/etc/")
+        assert error.value.args == (f"/etc/: not a cgroup v2 directory; {place}",)
 
 
 @needs_root
