@@ -162,20 +162,27 @@ def cgroup(path: str) -> tuple[int, int]:
     Raises Failure if there is none.
     """
     mounts = cgroup_mounts()
-    if "/" not in path and not os.path.exists(path):
+    found = _directory(path, mounts)
+    if not found and "/" not in path:
         path = _unit(path, mounts)
-    wanted = os.path.realpath(path)
-    for root, mount in mounts:
-        inside = os.path.relpath(wanted, mount)
-        if inside.split("/")[0] != "..":
-            try:
-                inode = os.stat(wanted).st_ino
-            except OSError:
-                break
-            parts = [*root.split("/"), *inside.split("/")]
-            return inode, len([part for part in parts if part not in ("", ".")])
-    place = f"see {mounts[0].directory}" if mounts else "none is mounted here"
-    raise Failure(f"{path}: not a cgroup v2 directory; {place}")
+        found = _directory(path, mounts)
+    if not found:
+        place = f"see {mounts[0].directory}" if mounts else "none is mounted here"
+        raise Failure(f"{path}: not a cgroup v2 directory; {place}")
+    return found
+
+
+def _directory(path: str, mounts: list[Mount]) -> Optional[tuple[int, int]]:
+    """The same by a directory; None if it is no cgroup's."""
+    with suppress(OSError):
+        wanted = os.path.realpath(path)
+        for root, mount in mounts:
+            inside = os.path.relpath(wanted, mount)
+            if inside.split("/")[0] != ".." and os.path.isdir(wanted):
+                parts = [*root.split("/"), *inside.split("/")]
+                depth = len([part for part in parts if part not in ("", ".")])
+                return os.stat(wanted).st_ino, depth
+    return None
 
 
 def _unit(name: str, mounts: list[Mount]) -> str:

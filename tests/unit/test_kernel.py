@@ -47,6 +47,39 @@ def test_what_is_no_cgroup_is_told_where_there_are_some(monkeypatch):
         assert error.value.args == (f"/etc/: not a cgroup v2 directory; {place}",)
 
 
+def test_a_name_is_that_of_a_cgroup_wherever_one_is(tmp_path, monkeypatch):
+    """Also where a file or directory has it, as systemd's own have, or nothing is there at all."""
+    mount, here = tmp_path / "cgroup", tmp_path / "here"
+    (mount / "a.slice/b.service").mkdir(parents=True)
+    (mount / "cgroup.procs").touch()
+    (here / "a.slice").mkdir(parents=True)
+    (here / "b.service").touch()
+    monkeypatch.setattr(kernel, "cgroup_mounts", lambda: [kernel.Mount("/", str(mount))])
+    top = os.stat(mount / "a.slice").st_ino, 1
+    below = os.stat(mount / "a.slice/b.service").st_ino, 2
+    for place in (here, mount, mount / "a.slice"):
+        monkeypatch.chdir(place)
+        assert (kernel.cgroup("a.slice"), kernel.cgroup("b.service")) == (top, below)
+    assert (kernel.cgroup("."), kernel.cgroup("../a.slice/b.service")) == (top, below)
+    assert kernel.cgroup(str(mount)) == (os.stat(mount).st_ino, 0)
+    for none in (str(mount / "cgroup.procs"), str(mount / "c.slice"), str(here / "a.slice")):
+        with pytest.raises(Failure, match=f"{none}: not a cgroup v2 directory; see {mount}"):
+            kernel.cgroup(none)
+    monkeypatch.chdir(here)
+    with pytest.raises(Failure, match="cgroup.procs: no cgroup v2 has this name"):
+        kernel.cgroup("cgroup.procs")
+    (mount / "c.slice/a.slice").mkdir(parents=True)
+    with pytest.raises(Failure, match="a.slice: there are 2 cgroups of this name"):
+        kernel.cgroup("a.slice")
+    monkeypatch.chdir(mount)
+    assert kernel.cgroup("a.slice") == top
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert kernel.cgroup("b.service") == below
+
+
 @needs_root
 @pytest.mark.parametrize("name", ["a\rb", "a\x0cb c", "\u2003\u2028"])
 def test_a_mount_of_any_name_is_in_nobodys_way(tmp_path, name):
