@@ -2,6 +2,7 @@
 """Things of the kernel that have names, which may be any."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -31,8 +32,9 @@ for _ in range(2):
 def run(*words, **environment):
     """What a command prints that may import this checkout."""
     environment = {**os.environ, "PYTHONPATH": CHECKOUT, **environment}
-    found = subprocess.run(words, env=environment, capture_output=True, timeout=60)
-    assert (found.returncode, found.stderr) == (0, b""), found.stderr.decode("ascii", "replace")
+    settings = {"env": environment, "capture_output": True, "timeout": 60}
+    found = subprocess.run(words, check=False, **settings)
+    assert (found.returncode, found.stderr) == (0, b"")
     return found.stdout.decode()
 
 
@@ -63,13 +65,15 @@ def test_a_name_is_that_of_a_cgroup_wherever_one_is(tmp_path, monkeypatch):
     assert (kernel.cgroup("."), kernel.cgroup("../a.slice/b.service")) == (top, below)
     assert kernel.cgroup(str(mount)) == (os.stat(mount).st_ino, 0)
     for none in (str(mount / "cgroup.procs"), str(mount / "c.slice"), str(here / "a.slice")):
-        with pytest.raises(Failure, match=f"{none}: not a cgroup v2 directory; see {mount}"):
+        with pytest.raises(
+            Failure, match=re.escape(f"{none}: not a cgroup v2 directory; see {mount}")
+        ):
             kernel.cgroup(none)
     monkeypatch.chdir(here)
-    with pytest.raises(Failure, match="cgroup.procs: no cgroup v2 has this name"):
+    with pytest.raises(Failure, match="no cgroup v2 has this name"):
         kernel.cgroup("cgroup.procs")
     (mount / "c.slice/a.slice").mkdir(parents=True)
-    with pytest.raises(Failure, match="a.slice: there are 2 cgroups of this name"):
+    with pytest.raises(Failure, match="there are 2 cgroups of this name"):
         kernel.cgroup("a.slice")
     monkeypatch.chdir(mount)
     assert kernel.cgroup("a.slice") == top
