@@ -113,10 +113,10 @@ def needed(traffic: sources.Traffic, file: Optional[Textfile], live: bool) -> tu
 
 def alarm(options: Tcptop, kind: Rows, rows: list[Any], seconds: float) -> str:
     """What to report of the largest of an interval's rows, "" unless that is over the limit."""
-    size = SORT_ORDERS[options.sort]
-    largest = max(rows, key=size, default=None)
-    if not largest or size(largest) <= options.exit_over * seconds:
+    most = max(map(SORT_ORDERS[options.sort], rows), default=0)
+    if most <= options.exit_over * seconds:
         return ""
+    [largest] = ranked(rows, options.sort, 1)
     row = json.dumps(kind.members(largest), separators=(",", ":"))
     return f"more than {options.exit_over} bytes a second: {row}"
 

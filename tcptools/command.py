@@ -171,9 +171,8 @@ class Command:
                 raise OutputError(error.strerror) from None
 
     def complain(self, text: str) -> None:
-        """Write lines to standard error under our name, unless that takes nothing."""
-        if text:
-            complain("".join(f"{self.name}: {plain(line)}\n" for line in text.splitlines()))
+        """See complain()."""
+        complain(self.name, text)
 
 
 def report_notes(command: Command, *groups: Sequence[str]) -> None:
@@ -182,11 +181,12 @@ def report_notes(command: Command, *groups: Sequence[str]) -> None:
         command.complain("\n".join(group))
 
 
-def complain(text: str) -> None:
-    """Write to standard error, unless that takes nothing."""
+def complain(name: str, text: str) -> None:
+    """Write lines to standard error under a command's name, unless that takes nothing."""
     poll = select.poll()
     poll.register(2, select.POLLOUT)
-    data = text.encode("utf-8", "replace")
+    lines = [f"{name}: {plain(line)}\n" for line in text.splitlines()]
+    data = "".join(lines).encode("utf-8", "replace")
     with suppress(OSError):
         while data and poll.poll(PATIENCE * 1000):
             data = data[os.write(2, data[:PIECE]) :]
@@ -278,17 +278,18 @@ def main(
         return run(options, kernel.scope(options)) or 0
     except Failure as error:
         reason, *tried = error.args
-        Command(name).complain("\n".join(tried) if options.verbose else "")
-        complain(f"{name}: {plain(' '.join(reason.splitlines()))}\n")
+        # It may be that there is no room for another file, as a Command would need.
+        complain(name, "\n".join(tried) if options.verbose else "")
+        complain(name, " ".join(reason.splitlines()))
         return 1
     except BrokenPipeError:
         return 0  # the reader has seen enough
     except OutputError as error:
-        complain(f"{name}: cannot write the output: {error}\n")
+        complain(name, f"cannot write the output: {error}")
         return 1
     except OSError as error:
         what = f"cannot use {error.filename}" if error.filename else "the kernel refuses"
-        complain(f"{name}: {plain(f'{what}: {error.strerror or error}')}\n")
+        complain(name, " ".join(f"{what}: {error.strerror or error}".splitlines()))
         return 1
     finally:
         # Nothing may be flushed at exit into what takes no more.

@@ -134,15 +134,25 @@ def _character(escape: re.Match[str]) -> str:
     return chr(int(escape[1], 8))
 
 
+def lines(path: str) -> Iterator[str]:
+    """The lines of a file in which others' paths stand, as Python has paths in this locale.
+
+    They end with LF and nothing else: of all that ends a line for Python, the kernel keeps only
+    this out of names.
+    """
+    with open(path, "rb") as file:
+        for line in file:
+            yield os.fsdecode(line.rstrip(b"\n"))
+
+
 def cgroup_mounts() -> list[Mount]:
     """All mounts of cgroup v2."""
     found = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        for line in mounts:
-            fields, _, options = line.partition(" - ")
-            if options.split()[0] == "cgroup2":
-                paths = fields.split()[3:5]
-                found.append(Mount(*(re.sub(OCTAL, _character, path) for path in paths)))
+    for line in lines("/proc/self/mountinfo"):
+        fields, _, options = line.partition(" - ")
+        if options.startswith("cgroup2 "):
+            paths = fields.split(" ")[3:5]
+            found.append(Mount(*(re.sub(OCTAL, _character, path) for path in paths)))
     return found
 
 
@@ -152,19 +162,27 @@ def cgroup(path: str) -> tuple[int, int]:
     Raises Failure if there is none.
     """
     mounts = cgroup_mounts()
-    if "/" not in path and not os.path.exists(path):
+    found = _directory(path, mounts)
+    if not found and "/" not in path:
         path = _unit(path, mounts)
-    wanted = os.path.realpath(path)
-    for root, mount in mounts:
-        inside = os.path.relpath(wanted, mount)
-        if inside.split("/")[0] != "..":
-            try:
-                inode = os.stat(wanted).st_ino
-            except OSError:
-                break
-            parts = [*root.split("/"), *inside.split("/")]
-            return inode, len([part for part in parts if part not in ("", ".")])
-    raise Failure(f"{path}: not a cgroup v2 directory; see /sys/fs/cgroup")
+        found = _directory(path, mounts)
+    if not found:
+        place = f"see {mounts[0].directory}" if mounts else "none is mounted here"
+        raise Failure(f"{path}: not a cgroup v2 directory; {place}")
+    return found
+
+
+def _directory(path: str, mounts: list[Mount]) -> Optional[tuple[int, int]]:
+    """The same by a directory; None if it is no cgroup's."""
+    with suppress(OSError):
+        wanted = os.path.realpath(path)
+        for root, mount in mounts:
+            inside = os.path.relpath(wanted, mount)
+            if inside.split("/")[0] != ".." and os.path.isdir(wanted):
+                parts = [*root.split("/"), *inside.split("/")]
+                depth = len([part for part in parts if part not in ("", ".")])
+                return os.stat(wanted).st_ino, depth
+    return None
 
 
 def _unit(name: str, mounts: list[Mount]) -> str:

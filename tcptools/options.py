@@ -154,7 +154,9 @@ class Tcptop(Common):
     @property
     def has_units(self) -> bool:
         """Whether units are shown: always in JSON, unless it is of sums by other fields."""
-        return "unit" in self.sums if self.sums else self.units or self.form == "json"
+        if self.sums:
+            return "unit" in self.sums
+        return self.units or self.form == "json" or self.exit_over < sys.maxsize  # see alarm()
 
     @property
     def sums(self) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sums: one row for all sessions that agree in some fields, as --by has it."""
 
+import os
 import pwd
 import struct
 from collections.abc import Callable, Iterable, Sequence
@@ -47,9 +48,10 @@ def user(packed: bytes) -> str:
     if uid == NO_UID:
         return "-"
     try:
-        return pwd.getpwuid(uid).pw_name
+        found = os.fsencode(pwd.getpwuid(uid).pw_name)
     except KeyError:
         return str(uid)
+    return found.decode("utf-8", "replace")
 
 
 def _unmapped(family: bytes, packed: bytes) -> tuple[int, bytes]:

@@ -31,8 +31,10 @@ def visible(text: str, encoding: str = "utf-8") -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    from wcwidth import wcwidth  # needed for windows only
-
+    try:
+        from wcwidth import wcwidth  # needed for windows only
+    except ImportError:  # the live view does not begin without it, but tcplife does
+        encoding = "ascii"
     shown = ""
     for c in unicodedata.normalize("NFC", text):
         if c.isascii() or encoding == "ascii":

@@ -83,13 +83,10 @@ class Tasks:
 
     def _cgroup(self, pid: int) -> list[int]:
         """The ids of a process' cgroup v2 and those above it, itself last; none if unknown."""
-        with (
-            suppress(OSError),
-            open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file,
-        ):
-            for line in file:
+        with suppress(OSError):
+            for line in kernel.lines(f"/proc/{pid}/cgroup"):
                 if line.startswith("0::"):
-                    path = line[3:].rstrip("\n")
+                    path = line[3:]
                     if path not in self._cgroups:
                         self._cgroups[path] = self._ids(path)
                     return self._cgroups[path]

@@ -231,7 +231,9 @@ class Units:
         rest = cgroups - self._names.keys()
         # Most have their cgroup's, so that mostly there is nothing left to look for.
         for pid in {who[PID] for _, _, who in sessions if who[CGROUP] in rest} if rest else ():
-            self._processes[pid] = _unit_of_process(pid) or known.get(pid, NONE)
+            found = _unit_of_process(pid)
+            # One that ends is in the root of version 1 meanwhile (proc_cgroup_show()).
+            self._processes[pid] = known.get(pid, NONE) if found in ("", NONE) else found
         return changed or self._processes != known
 
     def _look_at_all(self, tree: Hierarchy) -> None:

@@ -123,6 +123,19 @@ def test_any_number_of_files():
         assert end_of(process) == (0, "")
 
 
+@pytest.mark.parametrize(
+    "body, reason",
+    [
+        ("raise command.Failure('too few', 'tried')", "too few"),
+        ("os.pipe()", "the kernel refuses: Too many open files"),
+    ],
+)
+def test_no_room_for_files_is_no_traceback(body, reason):
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))\n"
+    with running(limit + body) as process:
+        assert end_of(process) == (1, f"tcptop: {reason}\n")
+
+
 def test_a_pipe_that_does_not_block():
     out, into = os.pipe()
     os.set_blocking(into, False)

@@ -64,7 +64,9 @@ def test_the_tail_is_credited_to_its_process(ledger, family, reads_end):
     if reads_end:
         assert ledger.read(other, 1) == 0
         watch.drain()
-        assert watch.exact(), "in CLOSE_WAIT"
+        # The other end may be gone by then: its FIN is acknowledged 40 ms later at most.
+        ports = ledger.keys[other]
+        assert watch.sums[ports] == ledger.truth[ports], "in CLOSE_WAIT"
     ports = [ledger.keys[one], ledger.keys[other]]
     other.close()
     watch.until(lambda: ended(watch, *ports))

@@ -4,6 +4,7 @@
 import csv
 import io
 import json
+import sys
 import time
 
 import pytest
@@ -139,6 +140,13 @@ def test_a_window_has_its_numbers_in_columns(columns, arguments, least):
     assert all(wcswidth(line) <= max(columns, least) for line in rows)
     ends = {wcswidth(line[: line.rindex(" ")]) for line in rows}
     assert len(ends) == 1, "KB end in one column"
+
+
+def test_a_name_needs_no_library(monkeypatch):
+    """Any process may have one, and only the live view asks for wcwidth."""
+    monkeypatch.setitem(sys.modules, "wcwidth", None)
+    line = window(80, 24, [life(comm="\u732ba\u0301\u00e9".encode())])[1]
+    assert line.startswith("181   ???        10.0.0.1 ")
 
 
 def test_a_page_begins_with_the_header():

@@ -249,7 +249,8 @@ def test_sums():
     "arguments, expected",
     [([], False), (["-u"], True), (["--json"], True), (["--csv"], False), (["--csv", "-u"], True),
      (["-b", "comm"], False), (["-ub", "comm"], False), (["--json", "-b", "comm"], False),
-     (["-b", "comm,unit"], True)],
+     (["-b", "comm,unit"], True), (["--exit-over", "1"], True),
+     (["--exit-over", "1", "-b", "comm"], False)],
 )  # fmt: skip
 def test_units_are_looked_for_only_if_they_are_shown(arguments, expected):
     assert parse(*arguments).has_units is expected
@@ -268,6 +269,8 @@ def test_an_alarm():
     assert tcptop.alarm(received, kind, rows[:1], 0.5) != ""
     assert tcptop.alarm(received, kind, rows[:1], 0.7) == ""
     assert tcptop.alarm(one, kind, [], 1.0) == "" == tcptop.alarm(parse(), kind, rows, 1e-9)
+    same = [(20, 10, ("z",), 1), (10, 20, ("y",), 1), (1, 2, ("a",), 1)]
+    assert '"comm":"y"' in tcptop.alarm(one, kind, same, 1.0), "of two, the first in a table"
 
 
 def test_intervals_do_not_drift():

@@ -173,6 +173,10 @@ def test_users(monkeypatch):
     assert user(os.getuid().to_bytes(4, "big")) == pwd.getpwuid(os.getuid()).pw_name
     assert user(NO_UID.to_bytes(4, "big")) == "-"
     assert user((3_000_000_000).to_bytes(4, "big")) == "3000000000"
+    # As any name: what is no UTF-8 has a sign that stands for it, or JSON would not be any.
+    odd = pwd.getpwuid(os.getuid())[1:]
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: pwd.struct_passwd(("\udcff\x1bj\u00f6", *odd)))
+    assert user((1234).to_bytes(4, "big")) == "\ufffd\x1bj\u00f6"
 
 
 addresses = st.sampled_from(

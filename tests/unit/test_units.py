@@ -335,9 +335,12 @@ def test_a_process_without_a_cgroup_v2(monkeypatch, tree, cgroup):
     sessions = [session(pid=pid, cgroup=cgroup) for pid in (5, 6, 7)]
     assert found.learn(sessions) is True
     assert [found.of(identity) for _, _, identity in sessions] == ["a.service", NONE, NONE]
-    texts.clear()
-    assert found.learn(sessions) is False
-    assert found.of(sessions[0][2]) == "a.service", "its traffic was before its end"
+    # A process that ends is in the root of version 1 first, until somebody has waited for it.
+    texts[5] = b"1:name=systemd:/\n0::/\n"
+    for _ in range(2):
+        assert found.learn(sessions) is False
+        assert found.of(sessions[0][2]) == "a.service", "its traffic was before its end"
+        texts.clear()
     found.learn([])
     found.learn(sessions)
     assert found.of(sessions[0][2]) == NONE, "its number is another's, perhaps"
