@@ -22,7 +22,7 @@ def command_line(pid: int, comm: str) -> str:
     """What a process was called with, as a shell would have it; or why that is not known."""
     try:
         with open(f"/proc/{pid}/comm", "rb") as file:
-            now = file.read(64).rstrip(b"\n").decode("utf-8", "replace")
+            now = file.read(64)[:-1].decode("utf-8", "replace")
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             words = file.read(LONGEST).rstrip(b"\0").split(b"\0")
     except OSError:

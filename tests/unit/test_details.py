@@ -172,6 +172,16 @@ def test_command_lines():
     assert command_line(4194305, "x") == "the process has ended"
 
 
+def test_the_command_line_of_a_name_that_ends_in_a_newline():
+    name = "import ctypes; ctypes.CDLL(None).prctl(15, b'abc\\n'); print(); input()"
+    command = [sys.executable, "-c", name]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as process:
+        process.stdout.readline()
+        assert command_line(process.pid, "abc\n").startswith(sys.executable)
+        process.stdin.close()
+
+
 def test_facts_of_a_session(monkeypatch):
     monkeypatch.setattr(diagnosis, "diagnose", lambda _: None)
     row = made.session(2048, 1, 4194305, b"sshd", "::1", "::ffff:192.0.2.1", uid=0, cgroup=7)
