@@ -57,7 +57,7 @@ class Shell:
 
     def _serve(self, commands):
         slave = self.terminal.slave
-        job = 0
+        job, stopped = 0, False
         for command in map(str.strip, commands):
             if command in ("run", "background"):
                 job = os.fork()
@@ -73,9 +73,11 @@ class Shell:
                     os.execve(sys.executable, arguments, self.environment)
             elif command == "fg":
                 os.tcsetpgrp(slave, job)
-                os.killpg(job, signal.SIGCONT)
+                if stopped:  # what runs may have been told to stop by now
+                    os.killpg(job, signal.SIGCONT)
             elif command == "bg":
                 os.killpg(job, signal.SIGCONT)
+                stopped = False
             elif command == "kill":
                 os.killpg(job, signal.SIGTERM)
                 os.killpg(job, signal.SIGCONT)
@@ -83,7 +85,8 @@ class Shell:
                 continue
             _, status = os.waitpid(job, os.WUNTRACED)
             os.tcsetpgrp(slave, os.getpgrp())
-            word = "stopped" if os.WIFSTOPPED(status) else f"ended {status}"
+            stopped = os.WIFSTOPPED(status)
+            word = "stopped" if stopped else f"ended {status}"
             os.write(slave, f"\n{word}\n".encode())
 
     def do(self, command):
