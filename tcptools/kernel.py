@@ -56,13 +56,25 @@ def realtime() -> bool:
     return "PREEMPT_RT" in os.uname().version
 
 
-def check_permission() -> None:
-    """Raises Failure if this user, or this kernel, is known not to allow tracing."""
+def has_capability(bit: int) -> bool:
+    """Whether a capability is among the effective ones of this process."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as status:
         found = re.search(r"^CapEff:\s*([0-9a-f]+)", status.read(), re.M)
-    effective = int(found.group(1), 16) if found else 0
-    missing = [name for name, bit in CAPABILITIES.items() if not effective >> bit & 1]
-    if missing and not effective >> CAP_SYS_ADMIN & 1:
+    return bool(found and int(found.group(1), 16) >> bit & 1)
+
+
+def kprobes_are_for_root() -> bool:
+    """Whether CAP_PERFMON is not enough for kprobes: Debian's perf_event_open() has one more value
+    for sysctl kernel.perf_event_paranoid, 3."""
+    with suppress(OSError), open("/proc/sys/kernel/perf_event_paranoid", encoding="ascii") as file:
+        return int(file.read()) > 2 and not has_capability(CAP_SYS_ADMIN)
+    return False
+
+
+def check_permission() -> None:
+    """Raises Failure if this user, or this kernel, is known not to allow tracing."""
+    missing = [name for name, bit in CAPABILITIES.items() if not has_capability(bit)]
+    if missing and not has_capability(CAP_SYS_ADMIN):
         raise Failure(f"tracing needs root, or {' and '.join(missing)}: try sudo")
     try:
         with open("/sys/kernel/security/lockdown", encoding="ascii") as lockdown:

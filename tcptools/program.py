@@ -220,6 +220,11 @@ def _blame(asked: str, number: int, complaint: str, has_btf: bool, needs: str) -
             f"this kernel forbids tracing programs ({reason}); lockdown or a sandbox may be"
             " the cause: run it on the host itself, or in a virtual machine"
         )
+    if number == errno.EACCES and kernel.kprobes_are_for_root():
+        return (
+            "sysctl kernel.perf_event_paranoid is 3 or more, which leaves kprobes to root; 2 allows"
+            " them with CAP_PERFMON"
+        )
     if number in (errno.EMFILE, errno.ENFILE):
         return f"{reason}: tcptop needs about 50; see ulimit -n"
     if number in (errno.ENOMEM, errno.E2BIG):

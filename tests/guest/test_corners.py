@@ -73,6 +73,19 @@ NOBODY = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "
           CAPABILITIES, "--ambient-caps", CAPABILITIES, "--bounding-set", CAPABILITIES]  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind in ("kprobe", "classic")])
+def test_kprobes_that_are_for_root(kind):
+    command = [*NOBODY, *COMMAND, "--probe", kind, "-C", "0.5", "1"]
+    with sysctl("kernel.perf_event_paranoid", 3):
+        result = subprocess.run(command, check=False, text=True, capture_output=True)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert re.fullmatch(r"tcptop: sysctl kernel\.perf_event_paranoid is 3.*\n", result.stderr)
+    with sysctl("kernel.perf_event_paranoid", 2):
+        result = subprocess.run(command, check=False, text=True, capture_output=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "loadavg: " in result.stdout
+
+
 @pytest.mark.parametrize(
     "setting, value, prefix",
     (("kernel.perf_event_paranoid", 3, NOBODY), ("kernel.ftrace_enabled", 0, [])),
