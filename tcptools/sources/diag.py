@@ -22,6 +22,8 @@ class Diag(Polled):
 
     def __init__(self, options: Tcptop, scope: Scope) -> None:
         super().__init__(options, scope, options.max_sessions)
+        # Sockets were looked at some time ago, but what has moved since was before the start.
+        self.drain()
 
     def drain(self) -> tuple[list[Session], int]:
         """The sessions since the last call, and how many events were missed in that time."""

@@ -3,6 +3,8 @@
 
 import os
 import socket
+import time
+from unittest import mock
 
 import pytest
 from diagnosed import COMM, Ledger, Watch, ended
@@ -29,6 +31,21 @@ def test_what_is_moved_is_in_its_output(ledger, family):
     assert watch.drain() == {}
     assert watch.missed == 0
     assert all(set(names) == {(os.getpid(), COMM)} for names in watch.names.values())
+
+
+def test_what_is_moved_while_it_starts_is_before_the_first_output(ledger):
+    """Or all that is busy would have more than its rate in the first interval."""
+    one, other = ledger.pair()
+    ledger.move(one, other, 100)
+    moves = ledger.move
+    with mock.patch.object(time, "sleep", lambda _: moves(one, other, 70001)):
+        watch = Watch(ledger)
+    assert ledger.truth[ledger.keys[one]][1] > 70000, "it has waited"
+    assert watch.drain() == {}
+    moves(one, other, 30)
+    drained = watch.drain()
+    assert drained == {ledger.keys[one]: (0, 30), ledger.keys[other]: (30, 0)}
+    assert watch.missed == 0
 
 
 @of_each_family
