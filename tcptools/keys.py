@@ -265,8 +265,10 @@ _NAMES = max(len(key.name) for key in KEYS)
 HELP = [
     "Keys; arrows move in this help, any other key returns.",
     *(f"  {key.name:<{_NAMES}}  {key.help}" for key in KEYS),
-    "PID 0 and COMM - stand for a process that is not known.",
+    "Bold rows are new, dim ones moved nothing; PID 0, COMM -: a process not known.",
 ]
+# Where what is said of a key begins.
+HELP_COLUMN = _NAMES + 4
 
 
 def handle(state: State, key: str) -> State:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from tcptools.figures import amount
 from tcptools.history import Picture
-from tcptools.keys import HELP, State
+from tcptools.keys import HELP, HELP_COLUMN, State
 from tcptools.listing import Listed, largest_first, texts
 from tcptools.status import GAP, head, one_line, status
 from tcptools.table import Column, cut, lay_out, visible
@@ -178,8 +178,15 @@ def _wrapped(text: str, columns: int) -> list[str]:
 
 
 def help_text(columns: int) -> list[Line]:
-    """The help, as many lines as that takes."""
-    return [Line(cut(line, columns)) for line in HELP]
+    """The help, as many lines as that takes; none is wrapped where there is no room for words."""
+    lines: list[str] = []
+    for line in HELP:
+        begin = HELP_COLUMN if line.startswith(" ") else 0
+        parts = [line[begin:]]
+        if columns >= 2 * HELP_COLUMN:
+            parts = _wrapped(line[begin:], columns - begin)
+        lines += [line[:begin] + parts[0], *(" " * begin + part for part in parts[1:])]
+    return [Line(cut(line, columns)) for line in lines]
 
 
 def details(state: State, facts: Sequence[Fact], columns: int) -> list[Line]:
@@ -201,12 +208,17 @@ def _scrolled(text: Sequence[Line], state: State, columns: int, lines: int) -> l
         return list(text)
     room = max(1, lines - 1)
     hidden = len(text) - room
-    notices = [("PAUSED, space goes on", "PAUSED")] if state.paused and not state.help else []
-    notices += [(f"{hidden} lines not shown", f"+{hidden}")] if hidden > 0 else []
-    more = "PgDn more" if hidden > 0 else ""
-    hints = ["arrows move", "other keys return"] if state.help else ["Enter returns", more]
+    notices: list[Sequence[str]] = []
+    if state.paused and not state.help:
+        notices.append(("PAUSED, space goes on", "PAUSED"))
+    if hidden > 0:
+        # Arrows go to other rows there.
+        how = "" if state.help else ": PgDn"
+        notices.append((f"{hidden} lines not shown{how}", f"+{hidden}{how}", f"+{hidden}"))
+    hints = ["arrows move", "other keys return"]
     if not state.help:
-        hints += ["arrows other rows", "o its sessions" * (state.of.type != "session")]
+        its = "o its sessions" * (state.of.type != "session")
+        hints = ["Enter returns", "arrows other rows", its]
     last = one_line(notices, hints, columns)
     body = list(text[state.text_top : state.text_top + room])
     return body + [Line("")] * (room - len(body)) + [Line(last)] * (lines > 1)

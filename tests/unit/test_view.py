@@ -362,6 +362,29 @@ def test_the_help_is_whole_where_there_is_room():
     assert text(drawn(live, keys=[PAGE_DOWN])) == HELP, "there is nothing to scroll"
 
 
+@pytest.mark.parametrize("columns", [30, 40, 60])
+def test_a_narrow_help_is_wrapped(columns):
+    live = view(some(9))
+    lines = text(drawn(live, columns, 99, "h"))
+    assert " ".join(" ".join(lines).split()) == " ".join(" ".join(HELP).split()), "all of it"
+    begin = HELP[1].index("this help")
+    assert any(line[:begin].isspace() and line[begin] != " " for line in lines), "in its column"
+
+
+def test_the_help_says_how_rows_stand_out():
+    said = " ".join(HELP)
+    assert "Bold" in said and "dim" in said and "PID 0" in said
+
+
+def test_details_say_how_to_go_on_before_what_else_there_is():
+    live = view(some(9))
+    drawn(live, 40, 24, [DOWN, "\n"])
+    last = text(live.frame(40, 5))[-1]
+    assert "PgDn" in last and "Enter returns" in last
+    assert "PgDn" in text(live.frame(24, 5))[-1]
+    assert "PgDn" not in text(live.frame(40, 40))[-1], "all is seen"
+
+
 # Selection
 
 
