@@ -46,6 +46,10 @@ class Kind(NamedTuple):
         """Whether it has probes at functions of the kernel, and not at tracepoints alone."""
         return self.probe != "tracepoint" or GRAFT in self.macros
 
+    def has_kprobes(self) -> bool:
+        """Whether some of these are kprobes, which take perf_event_open(2)."""
+        return self.at_functions() and ENTRY_TYPED not in self.macros
+
 
 class Iteration(NamedTuple):
     """An iterator: its function in C, what of the kernel it goes through, and which map."""

@@ -86,7 +86,7 @@ def _load(tool: Tool, options: Common, scope: Scope, btf: Optional[Btf]) -> Atta
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY,) * 2)
     asked = getattr(options, "probe", "auto")
     notes = [kernel.online()]
-    number, complaint = 0, ""
+    number, complaint, kprobes = 0, "", False
     for kind in wanted:
         fds: list[int] = []
 
@@ -100,7 +100,7 @@ def _load(tool: Tool, options: Common, scope: Scope, btf: Optional[Btf]) -> Atta
             code, how = compiled(source, numbers, tool.maps, btf is not None)
             attached = _attach(tool, kind, code, scope, btf, opened)
         except (Refused, OSError) as error:
-            number, complaint = error.args[0] or 0, error.args[1]
+            number, complaint, kprobes = error.args[0] or 0, error.args[1], kind.has_kprobes()
             notes.append(f"{' '.join((kind.probe, *kind.macros))}: {complaint}")
             for fd in fds:
                 os.close(fd)
@@ -110,6 +110,12 @@ def _load(tool: Tool, options: Common, scope: Scope, btf: Optional[Btf]) -> Atta
         attached.notes.append(f"probes: {kind.probe}, {reason}")
         return attached
     needs = "".join({kind.needs for kind in tool.kinds if kind.probe == asked})
+    if number == errno.EACCES and kprobes and kernel.kprobes_are_for_root():
+        raise Failure(
+            "sysctl kernel.perf_event_paranoid is 3 or more, which leaves kprobes to root; 2 allows"
+            " them with CAP_PERFMON",
+            *notes,
+        )
     raise Failure(_blame(asked, number, complaint, btf is not None, needs), *notes)
 
 
@@ -219,11 +225,6 @@ def _blame(asked: str, number: int, complaint: str, has_btf: bool, needs: str) -
         return (
             f"this kernel forbids tracing programs ({reason}); lockdown or a sandbox may be"
             " the cause: run it on the host itself, or in a virtual machine"
-        )
-    if number == errno.EACCES and kernel.kprobes_are_for_root():
-        return (
-            "sysctl kernel.perf_event_paranoid is 3 or more, which leaves kprobes to root; 2 allows"
-            " them with CAP_PERFMON"
         )
     if number in (errno.EMFILE, errno.ENFILE):
         return f"{reason}: tcptop needs about 50; see ulimit -n"
