@@ -3,6 +3,7 @@
 
 import ctypes
 import os
+import re
 import signal
 import stat
 import struct
@@ -11,7 +12,7 @@ import sys
 import pytest
 
 from tcptools import Failure, compiler
-from tcptools.csource import PLACEHOLDER
+from tcptools.csource import PLACEHOLDER, Later
 
 # mov r0, 0; r1 = map 5; r2 = 5 (a number of 64 bits); exit
 LOAD_MAP = struct.pack("=BBhiiI", 0x18, 0x11, 0, 5, 0, 0)
@@ -38,9 +39,15 @@ def test_the_second_half_of_a_number_is_no_instruction():
 
 
 def test_numbers_of_the_user_are_put_in_later():
-    places = (struct.pack("=BBhI4xI", 0x18, 3, 0, at, PLACEHOLDER) for at in (1, 0))
+    """Where the text has them, in whatever order."""
+    numbers = Later()
+    texts = [numbers(number) for number in (181, 2**63 + 7)]
+    placeholders = [int(re.fullmatch(r"NUMBER\((\w+)ULL\)", text)[1], 16) for text in texts]
+    upper = {number >> 32 for number in placeholders}
+    assert upper == {PLACEHOLDER}, "an instruction has both halves"
+    places = (struct.pack("=BBhI4xI", 0x18, 3, 0, n % 2**32, n >> 32) for n in placeholders[::-1])
     code = LOAD_MAP + b"".join(places) + LOAD_NUMBER + EXIT
-    changed = compiler.with_numbers(code, [181, 2**63 + 7])
+    changed = compiler.with_numbers(code, numbers)
     found = [struct.unpack_from("=I4xI", changed, 16 * at + 4) for at in range(4)]
     assert found == [(5, 0), (7, 2**31), (181, 0), (5, 0)]
 
