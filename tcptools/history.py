@@ -203,10 +203,10 @@ class History:
             more = list(compress(totals.moved(), gone))
             forgotten = {kind: self._added(kind, more) for kind in self.kinds}
             totals = totals.without(gone)
-            all_gone = _with(all_gone, _sum(more))
+            all_gone = plus(all_gone, _sum(more))
         now = _sum(sessions)
         moment = Moment(interval.length, now[0] / interval.length, now[1] / interval.length)
-        received, sent, _ = _with(last.since, now)
+        received, sent, _ = plus(last.since, now)
         self._last = Picture(
             number,
             summary(interval).rstrip("\n"),
@@ -245,12 +245,13 @@ def _sum(sessions: Sequence[Session]) -> Moved:
     return received, sent, len(sessions)
 
 
-def _with(moved: Moved, more: Moved) -> Moved:
+def plus(moved: Moved, more: Moved) -> Moved:
+    """Both together."""
     return moved[0] + more[0], moved[1] + more[1], moved[2] + more[2]
 
 
 def _add(sums: dict[Any, Moved], key: Any, more: Moved) -> None:
-    sums[key] = _with(sums.get(key, (0, 0, 0)), more)
+    sums[key] = plus(sums.get(key, (0, 0, 0)), more)
 
 
 def _last_minute(moments: Sequence[Moment]) -> Sequence[Moment]:

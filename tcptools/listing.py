@@ -10,7 +10,7 @@ from typing import Any, Optional
 
 from tcptools import session
 from tcptools.filters import Filtering
-from tcptools.history import Forgotten, Moved, Picture
+from tcptools.history import Forgotten, Moved, Picture, plus
 from tcptools.keys import State
 from tcptools.ranking import KEY, Ranking
 from tcptools.report import PLAIN, Rows, UnitOf, no_unit, plain
@@ -235,8 +235,7 @@ class Listing:
         filtering.work(math.inf)
         moved = (filtering.received, filtering.sent, len(filtering.found))
         if not state.narrowed:
-            before = picture.moved_before(kind, total).get(key, (0, 0, 0))
-            moved = (moved[0] + before[0], moved[1] + before[1], moved[2] + before[2])
+            moved = plus(moved, picture.moved_before(kind, total).get(key, (0, 0, 0)))
         return kind.made(key, *moved)
 
     def _filtering(self, sessions: Sequence[session.Session], state: State) -> Filtering:

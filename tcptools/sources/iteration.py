@@ -24,7 +24,7 @@ from tcptools.program import (
 )
 from tcptools.ring import HEADER, Ring
 from tcptools.session import IDENTITY, Session
-from tcptools.sources.traffic import joined
+from tcptools.sources.traffic import Traffic, joined
 
 # Index of `counters`, see bpf/iter.h.
 SOCKETS_SEEN, NAMESPACES_MADE = ROWS_MADE, SPECIALS_MADE
@@ -157,7 +157,7 @@ def _write(file: int, block: bytes, good: bool = True) -> None:
 class Iterated:
     """What processes move over sessions."""
 
-    losses = "events not counted, see --max-sessions"
+    losses = Traffic.losses
 
     def __init__(self, options: Tcptop, scope: Scope) -> None:
         self._programs = programs = load(tool(options), options, scope)

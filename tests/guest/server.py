@@ -36,6 +36,11 @@ class Service(NamedTuple):
     received: int
     sent: int
 
+    @property
+    def own(self) -> str:
+        """The address of this host that it has."""
+        return NEAR[":" in self.peer]
+
 
 SERVICES = (
     Service("backup.service", "rsync", False, 873, "192.0.2.200", 9_000, 3_100_000),
@@ -87,15 +92,19 @@ def near_end(number: int) -> None:
     service = SERVICES[number]
     ctypes.CDLL(None).prctl(PR_SET_NAME, service.comm.encode())
     if service.serves:
-        exchange(socket.socket(fileno=0).accept()[0], service.sent)
-    exchange(connect(NEAR[":" in service.peer], service.peer, service.port), service.sent)
+        session, _ = socket.socket(fileno=0).accept()
+    else:
+        session = connect(service.own, service.peer, service.port)
+    exchange(session, service.sent)
 
 
 def far_end(service: Service, servers: dict[tuple[str, int], socket.socket]) -> None:
     """What a service talks to, for ever."""
-    if not service.serves:
-        exchange(servers[service.peer, service.port].accept()[0], service.received)
-    exchange(connect(service.peer, NEAR[":" in service.peer], service.port), service.received)
+    if service.serves:
+        session = connect(service.peer, service.own, service.port)
+    else:
+        session, _ = servers[service.peer, service.port].accept()
+    exchange(session, service.received)
 
 
 def listening(ends: set[tuple[str, int]]) -> dict[tuple[str, int], socket.socket]:
@@ -115,16 +124,14 @@ def far_ends() -> None:
 
 def near_ends() -> list[int]:
     """The services of this host, a process each; their PIDs."""
-    own = [(NEAR[":" in service.peer], service.port) for service in SERVICES]
-    servers = listening({end for end, service in zip(own, SERVICES) if service.serves})
+    servers = listening({(one.own, one.port) for one in SERVICES if one.serves})
     pids = []
     for number, service in enumerate(SERVICES):
         group = CGROUPS / service.unit
         group.mkdir(parents=True, exist_ok=True)
         command = [service.comm, __file__, str(number)]
-        process = subprocess.Popen(
-            command, executable=sys.executable, stdin=servers.get(own[number])
-        )
+        listens = servers[service.own, service.port] if service.serves else None
+        process = subprocess.Popen(command, executable=sys.executable, stdin=listens)
         (group / "cgroup.procs").write_text(str(process.pid))
         pids.append(process.pid)
     return pids

@@ -15,7 +15,7 @@ import threading
 import time
 
 import pytest
-from test_corners import sysctl
+from test_corners import NOBODY, sysctl
 from tracing import COMMAND, HAS, KINDS, MOVERS, PATIENCE, settle, start, tcptop
 from workload import Ledger, close, connect, listener, move, pair
 
@@ -238,16 +238,10 @@ def test_without_privileges():
 
 
 def test_with_no_more_than_its_capabilities():
-    """A user with CAP_BPF and CAP_PERFMON; before Linux 5.11 maps count as locked memory.
-
-    Debian's kernels leave kprobes to root, see test_kprobes_that_are_for_root().
-    """
-    wanted = "-all,+cap_39,+cap_38,+sys_resource"  # an older setpriv(1) has no names for two
-    caps = ["--inh-caps", wanted, "--ambient-caps", wanted, "--bounding-set", wanted]
-    nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", *caps]
+    """Debian's kernels leave kprobes to root, see test_kprobes_that_are_for_root()."""
     with sysctl("kernel.perf_event_paranoid", 2), traffic() as [(port, _), _]:
         result = subprocess.run(
-            [*nobody, *COMMAND, "-CS", "1", "1"], check=False, text=True, capture_output=True
+            [*NOBODY, *COMMAND, "-CS", "1", "1"], check=False, text=True, capture_output=True
         )
     assert (result.returncode, result.stderr) == (0, "")
     assert f"127.0.0.1:{port} " in result.stdout
