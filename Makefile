@@ -46,7 +46,7 @@ lint: $(PYTHON) # styles, types, manual pages
 	mandoc -T lint -W warning man/*.8
 	! MANROFFSEQ= LC_ALL=C.UTF-8 man --warnings -E UTF-8 -l man/*.8 2>&1 >/dev/null | grep .
 
-unit: $(PYTHON) # the tests that need neither root nor bcc
+unit: $(PYTHON) # the tests that need no bcc; some take root
 	$(VM) tool -- pytest -q tests/unit
 
 exporter: $(PYTHON) # counters of known traffic, as Debian's Prometheus and node_exporter see them

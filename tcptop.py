@@ -36,12 +36,15 @@ from tcptools.options import Tcptop
 from tcptools.privileges import CAP_DAC_OVERRIDE
 from tcptools.prometheus import Exporter, Series, Textfile
 from tcptools.report import Rows, Sessions, no_unit
-from tcptools.screen import Screen, usable
+from tcptools.screen import Screen, is_screen, knows_widths
 from tcptools.session import SORT_ORDERS, Session, ranked
 from tcptools.sums import Sums
 from tcptools.units import Units
 
 LOADAVG = "/proc/loadavg"
+# Seconds until the live view has its first rows.
+FIRST = 0.3
+NO_LIBRARY = "no live view without the library wcwidth (python3-wcwidth): this is as with -C"
 # The exit status if a row was over the limit.
 OVER = 3
 
@@ -56,7 +59,7 @@ def text_of(options: Tcptop, kind: Rows, rows: list[Any], now: report.Interval) 
     return "\n" + report.summary(now) + "\n".join([*kind.table(shown), ""])
 
 
-class Listing:
+class Outputs:
     """What outputs list, as the command line wants it.
 
     kind: what the rows are; latest: those of the last interval; shown: the same, or those since
@@ -143,9 +146,11 @@ def following(due: int, elapsed: float, interval: float) -> int:
 class Pace:
     """When intervals end, and how long they were, in seconds."""
 
-    def __init__(self, interval: float) -> None:
+    def __init__(self, interval: float, first: float) -> None:
+        """The first one may be shorter than the others."""
         self._interval, self._due = interval, 0
-        self.start = self._began = self._last = time.monotonic()
+        self.start = self._last = time.monotonic()
+        self._began = self.start - (interval - first)
 
     def left(self) -> float:
         """How much is left until the next one ends."""
@@ -163,6 +168,13 @@ class Pace:
         return self._last - last
 
 
+def pace_of(options: Tcptop, live: bool) -> Pace:
+    """The one that is asked for; who only looks gets the first rows early."""
+    interval = float(options.interval)
+    only_looks = live and options.count == options.exit_over == sys.maxsize
+    return Pace(interval, min(FIRST, interval) if only_looks else interval)
+
+
 def until(wait: Callable[[float], Wake], seconds: float, exporter: Optional[Exporter]) -> Wake:
     """Wait; that nobody reads our output any more is an end that counters are to see, too."""
     try:
@@ -173,7 +185,7 @@ def until(wait: Callable[[float], Wake], seconds: float, exporter: Optional[Expo
         return Wake.ENDED
 
 
-def begin(options: Tcptop, this: Command, listing: Listing, live: bool) -> Optional[Screen]:
+def begin(options: Tcptop, this: Command, listing: Outputs, live: bool) -> Optional[Screen]:
     """Write what comes before all outputs; the live view, if they are to be in one."""
     if options.form == "csv":
         this.say(report.csv_header(listing.kind))
@@ -189,23 +201,27 @@ def run(options: Tcptop, scope: Scope) -> int:
 
     The exit status, OVER if a row was over the limit.
     """
-    live = options.form == "text" and not (options.silent or options.noclear) and usable(1)
+    in_place = options.form == "text" and not (options.silent or options.noclear) and is_screen(1)
+    live = in_place and knows_widths()
     file = Textfile(options.prometheus) if options.prometheus else None
     traffic = sources.sessions(options, scope)
     if options.silent:
         command.close_output()
     this = Command("tcptop")
-    listing = Listing(options, traffic.cgroup_path, live)
+    listing = Outputs(options, traffic.cgroup_path, live)
     kind = listing.kind
     privileges.give_up(needed(traffic, file, live))
     exporter = Exporter(file, Series(kind, options.series)) if file else None
-    command.report_notes(this, traffic.warnings, traffic.notes if options.verbose else [])
+    missing = [] if live == in_place else [NO_LIBRARY]
+    command.report_notes(
+        this, [*traffic.warnings, *missing], traffic.notes if options.verbose else []
+    )
     # A few cycles come up in an interval; to look for them among its sessions, which are all
     # gone at its end, takes a sixth of the time of an output.
     gc.freeze()
     gc.set_threshold(100_000)
     view = begin(options, this, listing, live)
-    pace = Pace(float(options.interval))
+    pace = pace_of(options, live)
     outputs, all_missed, over, lost = 0, 0, "", ""
     wait = view.wait if view else this.wait
     with view or nullcontext():

@@ -53,7 +53,7 @@ static __always_inline int at_send(void *sk)
 	return 0;
 }
 
-static __always_inline int at_sent(int count)
+static __always_inline int at_sent(int sent)
 {
 	u64 task = bpf_get_current_pid_tgid();
 	u64 *sender = senders.lookup(&task);
@@ -69,14 +69,14 @@ static __always_inline int at_sent(int count)
 	if (!position)
 		return 0;
 	/* In TCP_REPAIR, a send may put bytes into the queue of those received. */
-	if (count > 0 && !position->special &&
+	if (sent > 0 && !position->special &&
 	    (u32)(last_sent(position, FIELD(u32, tp, OFFSET_write_seq)) - position->write_seq) >=
-		(u32)count) {
+		(u32)sent) {
 		key.connection = position->connection;
 		row = task_matches(pid) ? make_row(tp, &key, running()) : 0;
 		if (row)
-			add(row, 0, count);
-		__sync_fetch_and_add(&position->write_seq, count);
+			add(row, 0, sent);
+		__sync_fetch_and_add(&position->write_seq, sent);
 	}
 	end_sending(position);
 	return 0;

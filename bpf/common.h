@@ -6,7 +6,7 @@
  * Python puts the options and field offsets in front as macros:
  *   PROBE_FENTRY, PROBE_KPROBE, PROBE_CLASSIC, PROBE_ITER, PROBE_TRACEPOINT  what kind this is
  *   ENTRY_TYPED, EVENT_TYPED         which programs know the types of their arguments
- *   MAP_FLAGS                        of maps of which memory is to be taken as used
+ *   MAP_FLAGS                        of maps whose entries are allocated when used
  *   PID_MATCHES(pid)                 the filter for processes, as a condition
  *   SESSION_FILTER                   only some sessions are wanted, by these conditions:
  *   FAMILY_MATCHES(family), LPORT_MATCHES(port), RPORT_MATCHES(port)
@@ -159,6 +159,29 @@ static __always_inline bool has(void *map, u64 key)
 	return map && bpf_map_lookup_elem(map, &key);
 }
 
+#ifdef CGROUPMAP
+static __always_inline bool in_cgroupmap(u64 cgroup)
+{
+	int only = 0;
+
+	return has(cgroupmap.lookup(&only), cgroup);
+}
+#else
+#define in_cgroupmap(cgroup) 1
+#endif
+
+#ifdef MNTNSMAP
+static __always_inline bool in_mntnsmap(void *task)
+{
+	int only = 0;
+	void *namespace = FETCH(void *, FETCH(void *, task, OFFSET_nsproxy), OFFSET_mnt_ns);
+
+	return has(mntnsmap.lookup(&only), FETCH(u32, namespace, OFFSET_inum));
+}
+#else
+#define in_mntnsmap(task) 1
+#endif
+
 /* Whether the task that runs is one of those asked for. */
 static __always_inline bool task_matches(u32 pid)
 {
@@ -175,22 +198,8 @@ static __always_inline bool task_matches(u32 pid)
 	if (bpf_get_current_ancestor_cgroup_id(CGROUP_LEVEL) != CGROUP_ID)
 		return false;
 #endif
-#ifdef CGROUPMAP
-	int cgroups = 0;
-
-	if (!has(cgroupmap.lookup(&cgroups), bpf_get_current_cgroup_id()))
-		return false;
-#endif
-#ifdef MNTNSMAP
-	int namespaces = 0;
-	void *task = (void *)bpf_get_current_task();
-	void *proxy = FETCH(void *, task, OFFSET_nsproxy);
-	void *namespace = FETCH(void *, proxy, OFFSET_mnt_ns);
-
-	if (!has(mntnsmap.lookup(&namespaces), FETCH(u32, namespace, OFFSET_inum)))
-		return false;
-#endif
-	return true;
+	return in_cgroupmap(bpf_get_current_cgroup_id()) &&
+	       in_mntnsmap((void *)bpf_get_current_task());
 }
 
 #ifdef PROBE_ITER
@@ -227,20 +236,7 @@ static __always_inline bool other_matches(void *task, u32 pid)
 		return false;
 #endif
 #endif
-#ifdef CGROUPMAP
-	int cgroups = 0;
-
-	if (!has(cgroupmap.lookup(&cgroups), id_of(cgroup)))
-		return false;
-#endif
-#ifdef MNTNSMAP
-	int namespaces = 0;
-	void *namespace = FETCH(void *, FETCH(void *, task, OFFSET_nsproxy), OFFSET_mnt_ns);
-
-	if (!has(mntnsmap.lookup(&namespaces), FETCH(u32, namespace, OFFSET_inum)))
-		return false;
-#endif
-	return true;
+	return in_cgroupmap(id_of(cgroup)) && in_mntnsmap(task);
 }
 #endif
 

@@ -272,10 +272,7 @@ static __always_inline int at_sk_send_sigurg(void *sk)
 	if (position->stage == BEGUN)
 		position->copied_seq = first_received(tp);
 	look_at_urgent(tp, position, copied_seq);
-	/* It steps over the byte at the old mark, if the reader stands there. */
-	if (FIELD(u16, tp, OFFSET_urg_data) && FIELD(u32, tp, OFFSET_urg_seq) == copied_seq &&
-	    copied_seq != FIELD(u32, tp, OFFSET_rcv_nxt) &&
-	    !(FIELD(u64, tp, OFFSET_skc_flags) & SOCK_URGINLINE))
+	if (skips_old_mark(tp, copied_seq))
 		position->urgent_bytes--;
 	position->urgent = 1;
 	position->urgent_taken = 0;

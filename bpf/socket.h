@@ -113,7 +113,7 @@ static __always_inline bool fin_read(u64 flags, u32 copied_seq, u32 rcv_nxt)
 	return flags & SOCK_DONE && copied_seq == rcv_nxt;
 }
 
-/* Of these kinds no program runs when recv(MSG_OOB) returns. */
+/* With these kinds no program runs when recv(MSG_OOB) returns. */
 #if defined(PROBE_CLASSIC) || defined(PROBE_ITER) && !defined(HAVE_tcp_recv_urg)
 #define URGENT_UNSEEN
 #endif
@@ -145,6 +145,14 @@ static __always_inline int urgent_bytes(void *tp, struct position *position, u32
 		bytes--;
 	}
 	return bytes;
+}
+
+/* Whether tcp_check_urg() steps over the byte at the old mark: if the reader stands there. */
+static __always_inline bool skips_old_mark(void *tp, u32 copied_seq)
+{
+	return FIELD(u16, tp, OFFSET_urg_data) && FIELD(u32, tp, OFFSET_urg_seq) == copied_seq &&
+	       copied_seq != FIELD(u32, tp, OFFSET_rcv_nxt) &&
+	       !(FIELD(u64, tp, OFFSET_skc_flags) & SOCK_URGINLINE);
 }
 
 /* Whether anything was sent on a connection, or received. */

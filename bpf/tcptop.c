@@ -15,9 +15,10 @@
  * task is in bpf(2) at anybody's map (bpf_disable_instrumentation()). The next
  * look makes up for it, and so that there is one, the tracepoints
  * sock:inet_sock_set_state and tcp:tcp_destroy_sock show where a connection
- * begins and ends. They are called with preemption off and skipped only inside
- * themselves (__bpf_trace_run(), kernel/trace/bpf_trace.c), that is in softirqs:
- * an accepted connection begins in one, and so has a second program to see it.
+ * begins and ends. Up to Linux 6.x they are called with preemption off and
+ * skipped only inside themselves (__bpf_trace_run(), kernel/trace/bpf_trace.c),
+ * that is in softirqs: an accepted connection begins in one, and so has a
+ * second program to see it. Since 7.0 see TRACEPOINTS_PREEMPTED.
  *
  * A connection is told from the one that had the same socket or address before
  * by an id, see connection_of(). What is known of one is never applied to
@@ -25,7 +26,7 @@
  * counted from where it stands. So a number may come late or, if `missed` says
  * so, not at all; it is never too large.
  *
- * Read by Python, which puts common.h, tcptop.h and counting.h in front, and these macros:
+ * Read by Python, which puts the files of traffic.tool() in front, and these macros:
  *   SOCKET_STORAGE         positions live in the socket itself; otherwise in a hash
  *   TRACEPOINTS_PREEMPTED  programs of tracepoints run with preemption on
  *   HAVE_BTF               the kernel has BTF, and so iterators
@@ -126,10 +127,7 @@ static __always_inline int at_sk_send_sigurg(void *sk)
 	if (position->urgent && !position->urgent_taken &&
 	    FIELD(u16, tp, OFFSET_urg_data) & TCP_URG_READ)
 		position->copied_seq--;
-	/* It steps over the byte at the old mark, if the reader stands there. */
-	if (FIELD(u16, tp, OFFSET_urg_data) && FIELD(u32, tp, OFFSET_urg_seq) == copied_seq &&
-	    copied_seq != FIELD(u32, tp, OFFSET_rcv_nxt) &&
-	    !(FIELD(u64, tp, OFFSET_skc_flags) & SOCK_URGINLINE))
+	if (skips_old_mark(tp, copied_seq))
 		position->copied_seq++;
 	position->urgent = 1;
 	position->urgent_taken = 0;

@@ -295,7 +295,7 @@ def enter(namespace: int) -> bool:
     return not ctypes.CDLL(None, use_errno=True).setns(namespace, CLONE_NEWNET)
 
 
-def online() -> str:
-    """The kernel's release and machine, for -v."""
+def system() -> str:
+    """The kernel's release and machine, and Python's version, for -v."""
     system = os.uname()
     return f"Linux {system.release} {system.machine}, Python {sys.version.split()[0]}"

@@ -194,23 +194,26 @@ MOVES = (
 )  # fmt: skip
 
 LEAVING = Key(
-    ("\033",), "Esc", "end details, filter, what o has begun, selection", _end,
+    ("\033",), "Esc", "leave details, else the filter, else o, else the selection", _end,
     lambda s: "Esc ends the filter" if s.filter else "Esc goes back" if s.within else "",
 )  # fmt: skip
 
 KEYS = (
     Key(
-        ("h", "?"), "h, ?", "this help", lambda s: replace(s, help=True, text_top=0),
+        ("h", "?"), "h, ?", "help on keys", lambda s: replace(s, help=True, text_top=0),
         lambda _: "h help",
     ),
-    Key(("q",), "q", "quit", lambda s: replace(s, quit=True), lambda _: "q quit"),
+    Key(
+        ("q",), "q", "quit; in details, back to the rows",
+        lambda s: replace(s, quit=not s.details, details=False), lambda _: "q quit",
+    ),
     *MOVES,
     Key(
         ("\r", "\n", "\033OM"), "Enter", "all that is known of the selected row, and back",
         lambda s: replace(s, details=not s.details, text_top=0), lambda _: "Enter details",
     ),
     Key(
-        ("o",), "o", "only the sessions of the selected row of a sum, which b sums up again",
+        ("o",), "o", "only the sessions of the selected sum, which b sums up again",
         lambda s: replace(s, entering=s.of.type != "session"),
         lambda s: "o its sessions" if s.of.type != "session" and s.selected else "",
     ),
@@ -225,8 +228,9 @@ KEYS = (
     ),
     Key(("B",), "B", "the same backwards", _next_kind(-1)),
     Key(
-        ("t",), "t", "numbers of a second, of the interval in KB, or since the start",
-        lambda s: replace(s, measure=_next(MEASURES, s.measure)), lambda _: "t total",
+        ("t",), "t", "show bytes a second, KB of the interval, or bytes since the start",
+        lambda s: replace(s, measure=_next(MEASURES, s.measure)),
+        lambda s: {"rate": "t KB", "interval": "t total", "total": "t rate"}[s.measure],
     ),
     Key(
         ("s",), "s", "sort by the next of: " + ", ".join(map(ORDER_NAMES.__getitem__, SORT_ORDERS)),
@@ -280,8 +284,6 @@ def handle(state: State, key: str) -> State:
         if len(key) == 1 and key.isprintable() and key != "\ufffd":
             return _typed(state, ((state.typed or "") + key)[:LONGEST_FILTER])
         return _of(TYPING, state, key)
-    if state.details and key == "q":
-        return replace(state, details=False)
     return _of(KEYS, state, key)
 
 

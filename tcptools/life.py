@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Optional
 from tcptools.options import Tcplife
 from tcptools.report import IP_VERSION, members, plain
 from tcptools.session import KEPT, Life, address, identified, name
-from tcptools.table import cut, visible, width
+from tcptools.table import cut, ends, visible, width
 
 COLUMNS = ("PID", "COMM", "IP", "LADDR", "LPORT", "RADDR", "RPORT", "TX_KB", "RX_KB", "MS")
 # COMM where no process had the session yet.
@@ -84,7 +84,7 @@ class Text:
             local, remote = address(family, laddr), address(family, raddr)
             name = f"{shown(comm):<{layout.comm}.{layout.comm}s}"
             if window:
-                local, remote = shortened(local, size), shortened(remote, size)
+                local, remote = ends(local, size), ends(remote, size)
                 name = cut(visible(shown(comm)), layout.comm)
                 name += " " * (layout.comm - width(name))
             ip = f"{IP_VERSION[family]:<2d} " if layout.ip else ""
@@ -134,14 +134,6 @@ class Text:
         """Those that are wanted, as they stand before columns."""
         start = f"{clock:<8s} " if self._options.time else ""
         return start + (f"{seconds:<9s} " if self._options.timestamp else "")
-
-
-def shortened(text: str, columns: int) -> str:
-    """An address, without its middle where it is wider than so many columns."""
-    if len(text) <= columns:
-        return text
-    room = columns - len("..")
-    return f"{text[: (room + 1) // 2]}..{text[len(text) - room // 2 :]}"
 
 
 def shown(comm: bytes) -> str:

@@ -38,7 +38,7 @@ class Polled:
     """
 
     def __init__(self, options: Common, scope: Scope, most: int) -> None:
-        self.notes = [kernel.online(), "probes: none; socket diagnosis, at each output"]
+        self.notes = [kernel.system(), "probes: none; socket diagnosis, at each output"]
         self.warnings: list[str] = []
         self._options, self._most = options, most
         self._tasks, self._owners = Tasks(options, scope), Owners()

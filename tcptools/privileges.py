@@ -13,10 +13,11 @@ What stays is what an output needs, see capability(7):
 - CAP_SYS_ADMIN and CAP_NET_ADMIN, to enter network namespaces that come up (netns_install(),
   net/core/net_namespace.c) and have buffers there that are large enough (SO_RCVBUFFORCE).
 - CAP_DAC_OVERRIDE, to write into a directory of somebody else.
-
 - CAP_SYS_NICE, not to be preempted while a map is worked on (syscalls.undisturbed()), only if
   RLIMIT_RTPRIO cannot be raised, which allows the lowest real-time priority without it
   (user_check_sched_setscheduler(), kernel/sched/).
+
+The child that iterates over sockets for the kind iter keeps all.
 """
 
 import ctypes

@@ -76,6 +76,11 @@ def load(tool: Tool, options: Common, scope: Scope) -> Attached:
         return _load(tool, options, scope, btf)
 
 
+def _asked(options: Common) -> str:
+    """The kind that is wanted; tcplife has no choice."""
+    return str(getattr(options, "probe", "auto"))
+
+
 def _load(tool: Tool, options: Common, scope: Scope, btf: Optional[Btf]) -> Attached:
     wanted = wanted_kinds(tool, options, btf)
     if not wanted and kernel.ftrace_is_off():
@@ -84,8 +89,8 @@ def _load(tool: Tool, options: Common, scope: Scope, btf: Optional[Btf]) -> Atta
         )
     with contextlib.suppress(ValueError, OSError):  # which counted maps before Linux 5.11
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY,) * 2)
-    asked = getattr(options, "probe", "auto")
-    notes = [kernel.online()]
+    asked = _asked(options)
+    notes = [kernel.system()]
     number, complaint, kprobes = 0, "", False
     for kind in wanted:
         fds: list[int] = []
@@ -116,7 +121,7 @@ def _load(tool: Tool, options: Common, scope: Scope, btf: Optional[Btf]) -> Atta
             " them with CAP_PERFMON",
             *notes,
         )
-    raise Failure(_blame(asked, number, complaint, btf is not None, needs), *notes)
+    raise Failure(_blame(options, number, complaint, btf is not None, needs), *notes)
 
 
 def _make_maps(tool: Tool, code: Compiled, scope: Scope, opened: Opened) -> dict[str, int]:
@@ -149,7 +154,7 @@ def _attach_program(
         attach_type = BPF_TRACE_FENTRY if how == "entry" else BPF_TRACE_RAW_TP
         btf_id = btf.function(target) if how == "entry" else btf.tracepoint(target)
         program = opened(
-            load_program(name, code, BPF_PROG_TYPE_TRACING, attach_type, found(btf_id, target))
+            load_program(name, code, BPF_PROG_TYPE_TRACING, attach_type, required(btf_id, target))
         )
         opened(syscalls.open_tracepoint(None, program))
     elif how in ("entry", "return"):
@@ -161,7 +166,7 @@ def _attach_program(
     return program
 
 
-def found(btf_id: Optional[int], what: str) -> int:
+def required(btf_id: Optional[int], what: str) -> int:
     """An id in the kernel's BTF. Raises OSError if it has none."""
     if btf_id is None:
         raise OSError(errno.ENOENT, f"{what}: not in this kernel's BTF")
@@ -194,7 +199,7 @@ def _attach(
         for one in alternatives:
             try:
                 if btf and one.function not in programs:
-                    btf_id = found(btf.function(f"bpf_iter_{one.target}"), one.target)
+                    btf_id = required(btf.function(f"bpf_iter_{one.target}"), one.target)
                     instructions = with_maps(code.functions[one.function], place)
                     programs[one.function] = opened(
                         load_program(
@@ -213,7 +218,7 @@ def _attach(
     return attached
 
 
-def _blame(asked: str, number: int, complaint: str, has_btf: bool, needs: str) -> str:
+def _blame(options: Common, number: int, complaint: str, has_btf: bool, needs: str) -> str:
     """What to say where no kind of probe could be used, by the error of the last one."""
     if not has_btf and "kernel headers" in complaint:
         return (
@@ -227,19 +232,22 @@ def _blame(asked: str, number: int, complaint: str, has_btf: bool, needs: str) -
             " the cause: run it on the host itself, or in a virtual machine"
         )
     if number in (errno.EMFILE, errno.ENFILE):
-        return f"{reason}: tcptop needs about 50; see ulimit -n"
+        return f"{reason}: about 50 are needed; see ulimit -n"
     if number in (errno.ENOMEM, errno.E2BIG):
-        return f"the maps do not fit into memory ({reason}); try a smaller --max-sessions"
+        advice = "; try a smaller --max-sessions" if hasattr(options, "max_sessions") else ""
+        return f"the maps do not fit into memory ({reason}){advice}"
     if number == errno.ENODATA:
         return (
             "this kernel attaches our probes but does not run them; are they disabled in"
             " /sys/kernel/debug/kprobes/enabled?"
         )
+    asked = _asked(options)
     every = asked == "auto"
     return (
         f"this kernel does not take {'any of our' if every else asked} probes"
         f"{f', which need {needs}' if needs else ''};"
-        f"{'' if every else ' --probe auto tries all kinds,'} -v shows what the kernel says"
+        f"{'' if every else ' --probe auto takes the first kind that works,'}"
+        " -v shows what the kernel says"
     )
 
 

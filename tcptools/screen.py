@@ -14,7 +14,6 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Optional
 
-from tcptools import Failure
 from tcptools.command import Command, OutputError, Wake, terminal_encoding
 from tcptools.live import Live
 from tcptools.report import Interval
@@ -54,19 +53,17 @@ KEYBOARD, OUTPUT = 0, 1
 WITHOUT_BLOCKS = ("linux",)
 
 
-def usable(output: int) -> bool:
-    """Whether frames can be drawn on a file: a terminal that can move its cursor.
+def is_screen(output: int) -> bool:
+    """Whether a file is a terminal that can move its cursor."""
+    return os.isatty(output) and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
-    Raises Failure if so, and the library that knows the width of characters is missing.
-    """
-    if not os.isatty(output) or os.environ.get("TERM", "") in ("", "dumb", "unknown"):
-        return False
+
+def knows_widths() -> bool:
+    """Whether the library is there that knows how wide characters are."""
     try:
         import wcwidth  # noqa: F401 - needed for the first name that is not ASCII
     except ImportError:
-        raise Failure(
-            "the live view needs the library wcwidth; install python3-wcwidth, or use -C"
-        ) from None
+        return False
     return True
 
 

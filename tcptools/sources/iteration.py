@@ -61,7 +61,7 @@ def tool(options: Tcptop) -> Tool:
     )
 
 
-class Sockets:
+class SocketIterator:
     """The records of all sockets, whose locks another process waits for.
 
     A process may sleep with a socket locked (in a send from memory that is yet to be served), and
@@ -167,7 +167,7 @@ class Iterated:
         self._ring = Ring(programs.maps["ended"], ring_size(options.max_sessions), ENDED)
         programs.counters[PHASE] = NOTING
         syscalls.iterate(programs.iterators["note_file", ""])
-        self._sockets = Sockets(programs)
+        self._sockets = SocketIterator(programs)
         # The programs are attached since load(), but what they saw was before the start.
         if not self._sockets.moved()[1]:
             self.warnings.append(

@@ -13,7 +13,7 @@ import sys
 
 INDENT = " " * 4
 TIMED_OUT = 124  # by timeout(1), as is meant
-OUTPUT = re.compile(r"^(?:    (?![#>] ).*\n|\n(?=    (?![#>] )))+", re.M)
+OUTPUT = re.compile(r"^(?:    (?![#>] ).*\n|\n(?=\n*    (?![#>] )))+", re.M)
 COMMAND = re.compile(r"^    # .*\n(?:    > .*\n)*", re.M)
 
 

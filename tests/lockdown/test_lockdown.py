@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """For a guest that was booted with lockdown=confidentiality."""
 
+import os
 import pathlib
 import re
 import subprocess
 import sys
 
-TCPTOP = pathlib.Path(__file__).resolve().parents[2] / "tcptop.py"
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+# The installed command may be tested in the place of the tree's.
+COMMAND = os.environ.get("TCPTOP", f"{sys.executable} {ROOT / 'tcptop.py'}").split()
 
 
 def test_lockdown_is_one_line():
@@ -17,8 +20,7 @@ def test_lockdown_is_one_line():
         ([], 0, r"not traced \(this kernel is locked down .*\); socket diagnosis instead: .*"),
     ):
         result = subprocess.run(
-            [sys.executable, str(TCPTOP), *options, "1", "1"],
-            check=False, capture_output=True, text=True,
-        )  # fmt: skip
+            [*COMMAND, *options, "1", "1"], check=False, capture_output=True, text=True
+        )
         assert result.returncode == status
         assert re.fullmatch(rf"tcptop: {said}\n", result.stderr)

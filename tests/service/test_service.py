@@ -17,6 +17,8 @@ import urllib.request
 
 import pytest
 
+CAP_DAC_READ_SEARCH, CAP_BPF = 2, 39
+
 SERVICE, UNIT_FILE = "tcptop-exporter", "/lib/systemd/system/tcptop-exporter.service"
 FILE = pathlib.Path("/var/lib/prometheus/node-exporter/tcptop.prom")
 SETTINGS, KEPT = pathlib.Path("/etc/default/tcptop-exporter"), pathlib.Path("/var/cache/tcptop")
@@ -221,9 +223,12 @@ def test_enabled_it_watches_the_kernel():
     pid = main_pid()
     status = pathlib.Path(f"/proc/{pid}/status").read_text()
     assert re.search(r"^NoNewPrivs:\t1$", status, re.M)
-    bounding = re.findall(r"^Cap(?:Bnd|Prm|Eff):\t(\w+)$", status, re.M)
-    print("effective, permitted, bounding:", bounding)
-    assert bounding[2] == "0" * 16 or bounding[0] == "0" * 16
+    permitted, effective, bounding = (
+        int(found, 16) for found in re.findall(r"^Cap(?:Prm|Eff|Bnd):\t(\w+)$", status, re.M)
+    )
+    print(f"permitted {permitted:x}, effective {effective:x}, bounding {bounding:x}")
+    assert bounding == 0 and permitted == effective
+    assert effective & ~(1 << CAP_DAC_READ_SEARCH | 1 << CAP_BPF) == 0
     assert FILE.stat().st_mode & 0o777 == 0o644 and FILE.stat().st_uid == 0
     ours = pathlib.Path(f"/proc/{pid}/cgroup").read_text()
     assert SERVICE in ours and len(run("pgrep", "-f", "tcptop-bpfcc").split()) == 1, "no compiler"

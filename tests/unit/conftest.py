@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The unit tests need neither root nor bcc: they import the modules of this checkout."""
+"""The unit tests need no bcc, and some take root; they import the modules of this checkout."""
 
 import ctypes
 import fcntl

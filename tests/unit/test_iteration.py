@@ -8,12 +8,12 @@ import pytest
 from tcptools import Failure
 from tcptools.session import IDENTITY
 from tcptools.sources import iteration
-from tcptools.sources.iteration import ANSWER, ENDED, RECORD, Iterated, Sockets, ring_size
+from tcptools.sources.iteration import ANSWER, ENDED, RECORD, Iterated, SocketIterator, ring_size
 
 ONE, TWO = (identity * IDENTITY.size for identity in (b"1", b"2"))
 
 
-class Child(Sockets):
+class Child(SocketIterator):
     """One whose answers the test gives."""
 
     def __init__(self):

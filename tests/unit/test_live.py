@@ -21,6 +21,7 @@ from tcptools.keys import HELP, KEYS
 # tcptop with sessions of 1, 2, 3... KB an interval, of which each interval has all.
 TCPTOP = """
 import sys
+first = sys.argv.pop(1)
 sys.path[:0] = [sys.argv[1] + "/tests/unit", sys.argv[1]]
 import tcptop
 from terminals import some
@@ -38,16 +39,17 @@ class Traffic:
 tcptop.sources.sessions = Traffic
 
 tcptop.command.kernel.scope = lambda options, load=True: None
+exec(first)
 sys.exit(tcptop.main(sys.argv[2:]))
 """
 
 
 @contextlib.contextmanager
-def tcptop(terminal, *arguments):
-    """A running tcptop on a terminal."""
+def tcptop(terminal, *arguments, first=""):
+    """A running tcptop on a terminal; `first` is Python that comes before it."""
     files = {"stdin": terminal.slave, "stdout": terminal.slave, "stderr": terminal.slave}
     environment = {**os.environ, "LC_ALL": "C.UTF-8", "TERM": "xterm"}
-    command = [sys.executable, "-c", TCPTOP, CHECKOUT, *arguments]
+    command = [sys.executable, "-c", TCPTOP, first, CHECKOUT, *arguments]
     with subprocess.Popen(command, env=environment, **files) as process:
         try:
             yield process
@@ -138,7 +140,7 @@ def test_every_key_of_a_whole_tcptop(terminal):  # noqa: PLR0915 - there are man
 
 
 def test_an_interval_that_is_made_shorter_ends_sooner(terminal):
-    with tcptop(terminal, "-S", "3600"):
+    with tcptop(terminal, "-S", "3600", "9"):
         begun(terminal)
         for _ in range(20):
             terminal.type(b"-")
@@ -146,12 +148,48 @@ def test_an_interval_that_is_made_shorter_ends_sooner(terminal):
         assert "every 0.1 s" in seen[0]
 
 
+@pytest.mark.parametrize(
+    "arguments, hurries",
+    [(("1000",), True), (("2", "9"), False), (("--exit-over", "1000000", "2"), False)],
+    ids=("endless", "counted", "with an alarm"),
+)
+def test_who_looks_need_not_wait_for_the_first_rows(terminal, arguments, hurries):
+    """Unless what is asked for is so many intervals of this length, or what is moved in one."""
+    began = time.monotonic()
+    with tcptop(terminal, "-S", *arguments):
+        until(terminal, lambda seen: any("30 sessions" in line for line in seen))
+    assert hurries or time.monotonic() - began >= 2
+
+
+def test_without_the_library_for_widths_it_rolls(terminal):
+    with tcptop(terminal, "-S", "0.2", "2", first="sys.modules['wcwidth'] = None") as process:
+        assert process.wait(60) == 0
+        terminal.seen()
+    assert b"\033[?1049h" not in terminal.raw
+    assert terminal.raw.count(b"tcptop: no live view without the library wcwidth") == 1
+    assert terminal.raw.count(b"1030    sshd") == 2
+
+
+def test_the_first_interval_is_a_part_of_the_grid():
+    import tcptop
+
+    now = 100.0
+    with mock.patch.object(tcptop.time, "monotonic", lambda: now):
+        pace = tcptop.Pace(5.0, 0.25)
+        assert pace.left() == 0.25
+        now = 100.25
+        assert pace.end() == 0.25 and pace.left() == 5.0
+        now = 101.25
+        pace.change(2.0)
+        assert pace.left() == 1.0, "from the end of the first"
+
+
 def test_a_longer_interval_counts_from_its_beginning():
     import tcptop
 
     now = 100.0
     with mock.patch.object(tcptop.time, "monotonic", lambda: now):
-        pace = tcptop.Pace(1.0)
+        pace = tcptop.Pace(1.0, 1.0)
         assert pace.left() == 1.0
         now = 101.0
         assert pace.end() == 1.0 and pace.left() == 1.0

@@ -89,6 +89,8 @@ def test_without_a_form_standard_output_may_go_away(file, alone):
 @pytest.mark.parametrize("kind", ["device", "pipe"])
 def test_only_a_regular_file_is_replaced(file, kind):
     if kind == "device":
+        if os.geteuid():
+            pytest.skip("takes root")
         os.mknod(file, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
     else:
         os.mkfifo(file)
