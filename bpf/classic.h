@@ -33,8 +33,13 @@ static __always_inline int at_send(void *sk)
 
 	if (sender && *sender) {
 		position = position_of((void *)*sender);
-		if (position)
+		if (position) {
 			end_sending(position);
+			/* Such bytes are counted in the end, as far as 32 bits tell how many. */
+			if ((s32)(FIELD(u32, (void *)*sender, OFFSET_write_seq) -
+				  position->write_seq) < 0)
+				count(EVENTS_MISSED);
+		}
 		*sender = 0;
 	}
 	position = position_of(sk);
@@ -131,6 +136,8 @@ static __always_inline int at_tcp_disconnect(void *tp)
 	if (position && position->sending && position->stage != BEGUN &&
 	    last_sent(position, FIELD(u32, tp, OFFSET_write_seq)) != position->write_seq)
 		count(EVENTS_MISSED);
+	if (position && position->special)
+		sum_up(tp, position, true, false);
 	return 0;
 }
 

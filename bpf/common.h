@@ -6,6 +6,7 @@
  * Python puts the options and field offsets in front as macros:
  *   PROBE_FENTRY, PROBE_KPROBE, PROBE_CLASSIC, PROBE_ITER, PROBE_TRACEPOINT  what kind this is
  *   ENTRY_TYPED, EVENT_TYPED         which programs know the types of their arguments
+ *   COUNTERS_ADDRESS                 what stands for the address of `counters`
  *   MAP_FLAGS                        of maps whose entries are allocated when used
  *   PID_MATCHES(pid)                 the filter for processes, as a condition
  *   SESSION_FILTER                   only some sessions are wanted, by these conditions:
@@ -143,15 +144,21 @@ enum { EVENTS_MISSED, ROWS_MADE, SPECIALS_MADE, LOOKS_PROVED, PHASE, INTERVAL, C
 /* Of PHASE: whether looks are seen at all, what is open already, and the rest of the time. */
 enum { PROVING, NOTING, COUNTING };
 
-BPF_F_TABLE("array", int, u64, counters, COUNTERS, BPF_F_MMAPABLE);
+struct counters {
+	u64 of[COUNTERS];
+};
 
-static __always_inline void count(u32 counter)
+/* One element, whose address user space puts in when it loads what was compiled. */
+BPF_F_TABLE("array", int, struct counters, counters, 1, BPF_F_MMAPABLE);
+
+static __always_inline volatile u64 *counter(u32 index)
 {
-	int index = counter;
-	u64 *value = counters.lookup(&index);
+	return (volatile u64 *)NUMBER(COUNTERS_ADDRESS) + index;
+}
 
-	if (value)
-		__sync_fetch_and_add(value, 1);
+static __always_inline void count(u32 index)
+{
+	__sync_fetch_and_add(counter(index), 1);
 }
 
 static __always_inline bool has(void *map, u64 key)

@@ -182,10 +182,10 @@ static __always_inline bool fin_unseen(u8 state)
  */
 static __always_inline u64 taken(struct tcp_counters *at, u32 first)
 {
-	u64 about = at->bytes_received - (u32)(at->rcv_nxt - at->copied_seq);
+	u64 about = at->bytes_received - unread(at);
 	u32 low = at->copied_seq - first - fin_read(at->flags, at->copied_seq, at->rcv_nxt);
 
-	return about + (s32)(low - (u32)about);
+	return is_ahead(at) ? about : about + (s32)(low - (u32)about);
 }
 
 static __always_inline u64 sent(struct tcp_counters *at, u32 first)
@@ -196,10 +196,26 @@ static __always_inline u64 sent(struct tcp_counters *at, u32 first)
 	return about + (s32)(low - (u32)about);
 }
 
-/* Whether others than its owner may move a socket's bytes. */
+/* Whether others than its owner may move a socket's bytes, and an iterator can read its totals. */
 static __always_inline bool is_special(void *tp)
 {
+#ifdef HAVE_BTF
 	return FIELD(u64, tp, OFFSET_icsk_ulp_ops) || FIELD(u64, tp, OFFSET_sk_user_data);
+#else
+	return false;
+#endif
+}
+
+/*
+ * Totals do not tell whether the urgent byte will have been read, or jumped over, when copied_seq
+ * has passed it: it is taken for the latter.
+ */
+static __always_inline void jump_over_urgent(void *tp, struct special *special)
+{
+	if (FIELD(u64, tp, OFFSET_skc_flags) & SOCK_URGINLINE)
+		return;
+	special->rx_first++;
+	count(EVENTS_MISSED);
 }
 
 /*
@@ -218,6 +234,8 @@ static __always_inline void make_special(void *tp, struct position *position)
 
 	special.rx_bytes = taken(&now, special.rx_first);
 	special.tx_bytes = sent(&now, special.tx_first);
+	if (position->urgent)
+		jump_over_urgent(tp, &special);
 	name_session(&special.who, tp);
 	name_nobody(&special.who);
 	if (specials.update(&key, &special)) { /* no room, so it goes on as others do */
@@ -269,7 +287,21 @@ static __always_inline void sum_up(void *tp, struct position *position, bool sen
 		}
 	}
 	special->send_closed |= send_closed;
-	special->over = over;
+	special->over |= over;
+}
+
+/*
+ * The connection of a position is over, and what the socket has now are not its counters; one that
+ * is special has been summed up at its last change of state.
+ */
+static __always_inline void end_special(void *tp, struct position *position)
+{
+	struct special *special = position->special ? special_of(tp, position) : 0;
+
+	if (special) {
+		special->send_closed = 1;
+		special->over = 1;
+	}
 }
 
 /*
@@ -285,24 +317,12 @@ static __always_inline bool is_sending(struct position *position)
 #endif
 }
 
-/* Where write_seq stands without the FIN after it, if that is known. */
+/* Where write_seq stands without what is no byte after it, if that is known. */
 static __always_inline u32 last_sent(struct position *position, u32 write_seq)
 {
-#ifdef PROBE_CLASSIC
-	if (position->send_closed)
-		return position->last_sent;
-#endif
-	return write_seq;
-}
-
-/* Whether all that was sent has been counted. */
-static __always_inline bool is_sent(struct position *position)
-{
-#ifdef PROBE_CLASSIC
-	return false;
-#else
-	return position->send_closed;
-#endif
+	/* Or the compiler has one instruction read from either, which the verifier refuses. */
+	asm("" : "+r"(write_seq));
+	return position->send_closed ? position->last_sent : write_seq;
 }
 
 /* Bytes that were moved since the last look. */
@@ -319,9 +339,17 @@ static __always_inline struct movement movement_of(void *tp, struct position *po
 	u32 mark = FIELD(u32, tp, OFFSET_urg_seq);
 	struct movement moved = {
 	    .rx = copied_seq - position->copied_seq,
-	    .tx = is_sent(position) ? 0 : write_seq - position->write_seq,
+	    .tx = write_seq - position->write_seq,
 	};
 
+	if (position->closed) {
+		u32 rcv_nxt = FIELD(u32, tp, OFFSET_rcv_nxt);
+
+		/* TCP_QUEUE_SEQ: only of a socket in CLOSE can it change a counter. */
+		if (rcv_nxt != position->last_received)
+			moved.rx = 0;
+		position->last_received = rcv_nxt;
+	}
 	if (mark != position->urgent_mark) { /* should it have been missed */
 		position->urgent_mark = mark;
 		position->urgent = 1;
@@ -345,14 +373,26 @@ static __always_inline struct movement movement_of(void *tp, struct position *po
 	return moved;
 }
 
-/* What still moves write_seq is a FIN. */
+/* What still moves write_seq is no byte. */
 static __always_inline void close_sending(void *tp, struct position *position)
 {
-#ifdef PROBE_CLASSIC
 	if (!position->send_closed)
 		position->last_sent = FIELD(u32, tp, OFFSET_write_seq);
-#endif
 	position->send_closed = 1;
+}
+
+/*
+ * The socket comes to CLOSE, perhaps by a reset in a softirq, while nobody uses it: nothing more
+ * is sent or comes. What a process does with it then changes no state any more, but numbers:
+ * tcp_disconnect(), TCP_QUEUE_SEQ.
+ */
+static __always_inline void note_close(void *tp, struct position *position)
+{
+	close_sending(tp, position);
+	if (!position->closed)
+		position->last_received = FIELD(u32, tp, OFFSET_rcv_nxt);
+	position->closed = 1;
+	look_closer(position);
 }
 
 /*
@@ -388,7 +428,7 @@ static __always_inline bool is_current(void *tp, struct position *position)
 {
 	u32 connection = connection_of(tp);
 
-	/* tcp_disconnect() takes the peer away first, and then changes sequence numbers. */
+	/* tcp_disconnect() takes the peer away, and then changes sequence numbers. */
 	if (!FIELD(u16, tp, OFFSET_skc_dport))
 		return false;
 	if (position->stage == BEGUN) {
@@ -421,8 +461,11 @@ static __always_inline void look(void *tp, struct position *position, u32 pid, u
 		if (special)
 			note_user(special, pid, interval);
 	}
-	if (was_special)
+	if (was_special) {
+		if (position->closed) /* for tcp_disconnect() changes no state then */
+			sum_up(tp, position, true, false);
 		return;
+	}
 	key.connection = position->connection;
 	if (!wanted || !(moved.tx | moved.rx))
 		return;
@@ -487,26 +530,30 @@ static __always_inline void look_last(void *tp, struct position *position, bool 
  */
 static __always_inline void begin(void *tp, struct position *position, struct position *fresh)
 {
-	if (!position)
+	if (!position) {
 		remember(tp, fresh);
-	else if (position->stage != BEGUN && position->connection != connection_of(tp))
+	} else if (position->stage != BEGUN && position->connection != connection_of(tp)) {
+		end_special(tp, position);
 		*position = *fresh;
+	}
 }
 
 /*
  * A connection has its sequence numbers: the handshake is over. If nothing is known of it,
  * connect() was before the start where it comes from SYN_SENT.
  */
-static __always_inline void establish(void *tp, struct position *position, u8 from)
+static __always_inline void establish(void *tp, struct position *position, struct position *fresh)
 {
-	struct position fresh = {.stage = BEGUN, .active = from == TCP_SYN_SENT};
+	/* It was under way at the start, and its SYN may have had data. */
+	bool before = fresh->active ? !position : position && position->stage == NOTED;
+	u32 write_seq, copied_seq;
 
 	if (!session_matches(tp)) {
 		if (position)
 			forget(tp);
 		return;
 	}
-	begin(tp, position, &fresh);
+	begin(tp, position, fresh);
 	position = position_of(tp);
 	if (!position || position->stage != BEGUN)
 		return;
@@ -514,6 +561,14 @@ static __always_inline void establish(void *tp, struct position *position, u8 fr
 	if (position->active && !FIELD(u64, tp, OFFSET_bytes_acked))
 		position->active = 0;
 	start(position, tp);
+	if (before) {
+		write_seq = position->write_seq;
+		copied_seq = position->copied_seq;
+		stand(position, tp);
+		if (setting(PHASE) == COUNTING &&
+		    (position->write_seq != write_seq || position->copied_seq != copied_seq))
+			count(EVENTS_MISSED);
+	}
 	if (is_special(tp))
 		make_special(tp, position);
 }
@@ -529,6 +584,7 @@ static __always_inline int use(void *tp, struct position *position, u32 pid, u64
 		return 0;
 	}
 	settle(position);
+	end_special(tp, position);
 	forget(tp);
 	if (FIELD(u16, tp, OFFSET_skc_dport)) /* else tcp_disconnect() has reset it */
 		count(EVENTS_MISSED);

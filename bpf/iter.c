@@ -77,12 +77,12 @@ static __always_inline bool look(void *tp, struct position *position, struct tot
 	bool sent_fin = fin_queued(at.state);
 	u32 rx, tx;
 
-	/* tcp_disconnect() takes the peer away first, and then changes sequence numbers. */
+	/* tcp_disconnect() takes the peer away, and then changes sequence numbers. */
 	if (at.state == TCP_SYN_SENT || !FIELD(u16, tp, OFFSET_skc_dport))
 		return false;
 	now->copied_seq = at.copied_seq;
 	now->write_seq = at.write_seq;
-	now->rx = at.bytes_received - (u32)(at.rcv_nxt - at.copied_seq) - read_fin;
+	now->rx = at.bytes_received - unread(&at) - read_fin;
 	now->tx = at.bytes_acked + (u32)(at.write_seq - at.snd_una) - position->active - sent_fin;
 	if (position->stage == BEGUN) {
 		position->copied_seq = at.rcv_nxt - (u32)at.bytes_received;
@@ -191,6 +191,16 @@ static __always_inline struct position *establish(void *tp, u8 from)
 	return remember(tp, &fresh);
 }
 
+/* It was under way at the start, and its SYN had data (TCP_FASTOPEN). */
+static __always_inline void stand(void *tp, struct position *position)
+{
+	position->stage = NOTED;
+	position->write_seq = FIELD(u32, tp, OFFSET_write_seq);
+	position->copied_seq = FIELD(u32, tp, OFFSET_copied_seq);
+	if (setting(PHASE) == COUNTING)
+		count(EVENTS_MISSED);
+}
+
 /*
  * inet_sk_set_state() and tcp_set_state(), before they set it. connect() comes here, and
  * close(), be it with the state that there is, unless the socket is in CLOSE already.
@@ -207,8 +217,11 @@ static __always_inline int at_change(void *sk, u8 from, u8 to, bool again)
 		if (!again || !position || position->stage != BEGUN)
 			open(tp);
 	} else if (to == TCP_ESTABLISHED) {
-		if (!position)
+		if (!position) {
 			position = establish(tp, from);
+			if (position && has_moved(tp))
+				stand(tp, position);
+		}
 		if (position && position->active && !FIELD(u64, tp, OFFSET_bytes_acked))
 			position->active = 0; /* TCP_REPAIR makes connections without a SYN */
 	} else if (position && (to == TCP_CLOSE || is_owned(tp))) {
@@ -305,7 +318,19 @@ int entry__tcp_recv_urg(u64 *argument)
 }
 #endif
 
+/* connect() to AF_UNSPEC: what was read since a reset is not seen any more afterwards. */
+static __always_inline int at_tcp_disconnect(void *sk)
+{
+	void *tp = TCP(sk);
+	struct position *position = tp ? position_of(tp) : 0;
+
+	if (position)
+		look_last(tp, position);
+	return 0;
+}
+
 ENTRY(security_sock_graft, at_graft)
+ENTRY(tcp_disconnect, at_tcp_disconnect)
 ENTRY(sk_send_sigurg, at_sk_send_sigurg)
 #define CHANGE ARGUMENT(0), (u64)ARGUMENT(1), (u64)ARGUMENT(2)
 TRACEPOINT(event, inet_sock_set_state, at_change(CHANGE, false))

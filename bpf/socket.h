@@ -69,12 +69,9 @@ static __always_inline u32 first_received(void *tp)
 }
 
 /* One of the counters that user space sets. */
-static __always_inline u64 setting(u32 counter)
+static __always_inline u64 setting(u32 index)
 {
-	int index = counter;
-	u64 *value = counters.lookup(&index);
-
-	return value ? *value : 0;
+	return *counter(index);
 }
 
 /* Whether this side's FIN may be in write_seq already. */
@@ -106,6 +103,21 @@ struct tcp_counters {
 	    .flags = READ(u64, tp, OFFSET_skc_flags),                                              \
 	    .state = READ(u8, tp, OFFSET_skc_state),                                               \
 	}
+
+/*
+ * Whether more has been read than TCP has received: what another socket of a sockmap has passed on
+ * is in copied_seq, too, on kernels without b40cc5adaa80.
+ */
+static __always_inline bool is_ahead(struct tcp_counters *at)
+{
+	return (s32)(at->rcv_nxt - at->copied_seq) < 0;
+}
+
+/* What has been received and not been read, with a FIN. */
+static __always_inline u32 unread(struct tcp_counters *at)
+{
+	return is_ahead(at) ? 0 : at->rcv_nxt - at->copied_seq;
+}
 
 /* The peer's FIN is the last in rcv_nxt, and was read. */
 static __always_inline bool fin_read(u64 flags, u32 copied_seq, u32 rcv_nxt)

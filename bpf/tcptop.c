@@ -88,7 +88,8 @@ static __always_inline int at_release_sock(void *sk)
 		}
 		return 0;
 	}
-	if (!task_matches(pid) && !(position->stage | position->special | position->urgent)) {
+	if (!task_matches(pid) &&
+	    !(position->stage | position->special | position->urgent | position->send_closed)) {
 		now = glance_at(tp);
 		if (IS_SAME_CONNECTION(now, position)) {
 			/* It is not to be counted, nor by the next one to use the socket. */
@@ -118,6 +119,7 @@ static __always_inline int at_sk_send_sigurg(void *sk)
 {
 	void *tp = TCP(sk);
 	struct position *position = tp ? position_of(tp) : 0;
+	struct special *special;
 	u32 copied_seq;
 
 	if (!position)
@@ -132,6 +134,9 @@ static __always_inline int at_sk_send_sigurg(void *sk)
 	position->urgent = 1;
 	position->urgent_taken = 0;
 	look_closer(position);
+	special = position->special ? special_of(tp, position) : 0;
+	if (special)
+		jump_over_urgent(tp, special);
 	return 0;
 }
 
@@ -144,13 +149,14 @@ static __always_inline int at_inet_sock_set_state(void *sk, u8 from, u8 to)
 	void *tp = TCP(sk);
 	struct position fresh = {.stage = BEGUN, .active = 1};
 	struct position *position;
-	bool begins = to == TCP_SYN_SENT;
+	bool begins = to == TCP_SYN_SENT, owned;
 
 	if (!tp || !is_tcp(tp) || setting(PHASE) == PROVING)
 		return 0;
 	position = position_of(tp);
 	if (to == TCP_ESTABLISHED) {
-		establish(tp, position, from);
+		fresh.active = from == TCP_SYN_SENT;
+		establish(tp, position, &fresh);
 		return 0;
 	}
 	if (to == TCP_SYN_RECV) /* two SYNs have met, or a listener's socket is not filled in yet */
@@ -167,24 +173,31 @@ static __always_inline int at_inet_sock_set_state(void *sk, u8 from, u8 to)
 		position->stage = KNOWN;
 		return 0;
 	}
-	if (position && !begins && is_owned(tp) && FIELD(u16, tp, OFFSET_skc_dport) &&
+	owned = is_owned(tp);
+	if (position && !begins && owned && FIELD(u16, tp, OFFSET_skc_dport) &&
 	    !is_current(tp, position)) {
 		settle(position);
+		end_special(tp, position);
 		forget(tp);
 		position = 0;
 	}
-	if (!position && !begins && is_owned(tp)) {
+	if (!position && !begins && owned) {
 		meet(tp); /* to have it missed if it has moved anything */
 		position = position_of(tp);
 	}
-	if (position && (begins || is_owned(tp))) {
+	if (position && (begins || owned || to == TCP_CLOSE)) {
 		if (position->special)
-			sum_up(tp, position, fin_queued(to), begins);
-		settle(position);
+			sum_up(tp, position, to == TCP_CLOSE || fin_queued(to), begins);
+		if (begins || owned)
+			settle(position);
 		if (!begins) {
-			if (!position->special && is_current(tp, position))
+			bool current = is_current(tp, position);
+
+			if (owned && current && !position->special)
 				look_last(tp, position, true);
-			if (fin_queued(to))
+			if (current && to == TCP_CLOSE)
+				note_close(tp, position);
+			else if (owned && fin_queued(to))
 				close_sending(tp, position);
 		}
 	}
@@ -197,16 +210,25 @@ static __always_inline int at_inet_sock_set_state(void *sk, u8 from, u8 to)
 }
 
 /*
- * A connection begins in a softirq, which skips the program above if it interrupts it on that
- * CPU. This one is another program, and so is not skipped then.
+ * A connection begins in a softirq, and is reset in one, which skips the program above if it
+ * interrupts it on that CPU. This one is another program, and so is not skipped then.
  */
-static __always_inline int at_established(void *sk, u8 from, u8 to)
+static __always_inline int at_softirq(void *sk, u8 from, u8 to)
 {
-	void *tp = to == TCP_ESTABLISHED ? TCP(sk) : 0;
+	void *tp = to == TCP_ESTABLISHED || to == TCP_CLOSE ? TCP(sk) : 0;
 	struct position fresh = {.stage = BEGUN, .active = from == TCP_SYN_SENT};
+	struct position *position;
 
-	if (tp && is_tcp(tp) && setting(PHASE) != PROVING && session_matches(tp))
-		begin(tp, position_of(tp), &fresh);
+	if (!tp || !is_tcp(tp) || setting(PHASE) == PROVING)
+		return 0;
+	position = position_of(tp);
+	if (to == TCP_CLOSE && position && position->stage != BEGUN && is_current(tp, position)) {
+		if (position->special)
+			sum_up(tp, position, true, false);
+		note_close(tp, position);
+	} else if (to == TCP_ESTABLISHED && session_matches(tp)) {
+		begin(tp, position, &fresh);
+	}
 	return 0;
 }
 
@@ -278,7 +300,7 @@ TRACEPOINT(event, tcp_destroy_sock, at_tcp_destroy_sock(ARGUMENT(0)))
 #ifdef TRACEPOINTS_PREEMPTED
 TRACEPOINT(again, inet_sock_set_state, at_inet_sock_set_state(CHANGE))
 #else
-TRACEPOINT(again, inet_sock_set_state, at_established(CHANGE))
+TRACEPOINT(again, inet_sock_set_state, at_softirq(CHANGE))
 #endif
 
 #ifdef HAVE_BTF
@@ -367,7 +389,7 @@ int emit_special(struct map_iteration *at)
 
 		/*
 		 * It is not itself while it is changed, as by tcp_disconnect(), which takes the
-		 * peer away first, or gone with its last notice yet to come.
+		 * peer away, or gone with its last notice yet to come.
 		 */
 		barrier();
 		if (now.snd_una - (u32)now.bytes_acked == record.key.connection &&

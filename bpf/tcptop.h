@@ -58,15 +58,17 @@ struct position {
 	u32 copied_seq;
 	u32 connection;
 	u32 urgent_mark; /* urg_seq */
+	u32 last_sent; /* write_seq when send_closed was set */
+	u32 last_received; /* rcv_nxt when `closed` was */
 	u8 stage;
 	u8 active; /* a SYN of this side comes before the first byte */
-	u8 send_closed; /* what still moves write_seq is a FIN */
+	u8 send_closed; /* what still moves write_seq is a FIN, or no byte either */
+	u8 closed; /* in CLOSE: what still moves rcv_nxt is TCP_QUEUE_SEQ */
 	u8 special; /* counted through `specials` */
 	u8 urgent; /* urgent data has come since the urgent mark was last passed */
 	u8 urgent_taken; /* and its byte was read with MSG_OOB */
 #ifdef PROBE_CLASSIC
 	u32 sending; /* calls that have begun */
-	u32 last_sent; /* write_seq when send_closed was set */
 #endif
 };
 

@@ -19,16 +19,18 @@ from contextlib import suppress
 from typing import Any, NamedTuple, Optional
 
 from tcptools import Failure, syscalls
-from tcptools.csource import BPF_DIRECTORY, PLACEHOLDER
+from tcptools.csource import BPF_DIRECTORY, COUNTERS_ADDRESS, PLACEHOLDER
 from tcptools.syscalls import MapKind
 
 # What root has had compiled, the latest texts of it.
 KEPT_IN, KEPT = "/var/cache/tcptop", 32
 PR_SET_PDEATHSIG = 1
-# An instruction that takes two places for a number of 64 bits, which may be a map's file
-# descriptor: opcode, registers, lower and upper half of the number.
+# An instruction that takes two places for a number of 64 bits: opcode, registers, lower and upper
+# half of the number. The upper of its registers says what that is, as in bpf_insn.src_reg: the file
+# descriptor of a map, or that of one for the address of its first element.
 LOAD_NUMBER = struct.Struct("=BBxxI4xI")
-BPF_LD_IMM64, BPF_PSEUDO_MAP_FD = 0x18, 1
+BPF_LD_IMM64, BPF_PSEUDO_MAP_FD, BPF_PSEUDO_MAP_VALUE = 0x18, 1, 2
+PLAIN, OF_MAPS = 0, (BPF_PSEUDO_MAP_FD, BPF_PSEUDO_MAP_VALUE)
 
 
 class Compiled(NamedTuple):
@@ -61,8 +63,8 @@ def bcc_version() -> str:
     return "of unknown version"
 
 
-def _changed(code: bytes, change: Callable[[bool, int], int]) -> bytes:
-    """Instructions with other numbers of 64 bits: `change` learns whether it is a map's."""
+def _changed(code: bytes, change: Callable[[int, int], tuple[int, int]]) -> bytes:
+    """Instructions with other numbers of 64 bits, by what each is and its value."""
     changed = bytearray(code)
     at = 0
     while at < len(code):
@@ -70,7 +72,8 @@ def _changed(code: bytes, change: Callable[[bool, int], int]) -> bytes:
             at += 8
             continue
         opcode, registers, low, high = LOAD_NUMBER.unpack_from(code, at)
-        number = change(registers >> 4 == BPF_PSEUDO_MAP_FD, high << 32 | low)
+        what, number = change(registers >> 4, high << 32 | low)
+        registers = registers & 0xF | what << 4
         LOAD_NUMBER.pack_into(changed, at, opcode, registers, number % 2**32, number >> 32)
         at += LOAD_NUMBER.size
     return bytes(changed)
@@ -78,17 +81,29 @@ def _changed(code: bytes, change: Callable[[bool, int], int]) -> bytes:
 
 def with_maps(code: bytes, place: dict[int, int]) -> bytes:
     """Instructions with the number of each map they name replaced."""
-    return _changed(code, lambda is_map, number: place[number] if is_map else number)
+    return _changed(code, lambda what, found: (what, place[found] if what in OF_MAPS else found))
 
 
 def with_numbers(code: bytes, numbers: Sequence[int]) -> bytes:
     """Instructions with the user's numbers where the text says NUMBER()."""
 
-    def number(is_map: bool, found: int) -> int:
+    def number(what: int, found: int) -> tuple[int, int]:
         upper, lower = divmod(found, 2**32)
-        return numbers[lower] if upper == PLACEHOLDER and not is_map else found
+        return what, numbers[lower] if (what, upper) == (PLAIN, PLACEHOLDER) else found
 
     return _changed(code, number)
+
+
+def with_counters(code: bytes, fd: int) -> bytes:
+    """Instructions with the map of this number where the text says COUNTERS_ADDRESS."""
+    return _changed(
+        code,
+        lambda what, found: (
+            (BPF_PSEUDO_MAP_VALUE, fd)
+            if (what, found) == (PLAIN, COUNTERS_ADDRESS)
+            else (what, found)
+        ),
+    )
 
 
 def named_maps(code: bytes) -> set[int]:
@@ -116,8 +131,9 @@ def _by_bcc(text: str, names: tuple[str, ...], has_btf: bool) -> dict[str, Any]:
     # that clang's own passes before it take a sixth of the time and gain nothing.
     bpf = bcc.BPF(text=text, cflags=["-Xclang", "-disable-llvm-passes"])
     lib = bcc.libbcc.lib
+    counters = lib.bpf_table_fd(bpf.module, b"counters")
     functions = {
-        name.decode(): bpf.dump_func(name)
+        name.decode(): with_counters(bpf.dump_func(name), counters)
         for number in range(lib.bpf_num_functions(bpf.module))
         for name in [lib.bpf_function_name(bpf.module, number)]
     }

@@ -28,6 +28,8 @@ BPF_F_NO_PREALLOC = 1
 # The upper half of a number that programs do not know before they are loaded; the lower half
 # says which it is.
 PLACEHOLDER = 0x7C09106D
+# The number that stands for the address of the map `counters` until then.
+COUNTERS_ADDRESS = PLACEHOLDER + 1 << 32
 # Macros of the text, of which each takes something that not every kernel has.
 ENTRY_TYPED, EVENT_TYPED, SOCKET_STORAGE = "ENTRY_TYPED", "EVENT_TYPED", "SOCKET_STORAGE"
 GRAFT = "GRAFT"
@@ -106,6 +108,7 @@ def macros(
     defined: dict[str, Any] = {
         f"PROBE_{kind.probe.upper()}": 1,
         "MAP_FLAGS": flags,
+        "COUNTERS_ADDRESS": f"{COUNTERS_ADDRESS:#x}ULL",
         "PID_MATCHES(pid)": any_of(options.pids, "pid", number),
         **dict.fromkeys(kind.macros, 1),
     }

@@ -218,7 +218,7 @@ def _scrolled(text: Sequence[Line], state: State, columns: int, lines: int) -> l
     hints = ["arrows move", "other keys return"]
     if not state.help:
         its = "o its sessions" * (state.of.type != "session")
-        hints = ["Enter, q return", "arrows other rows", its]
+        hints = ["q returns", "arrows other rows", its]
     last = one_line(notices, hints, columns)
     body = list(text[state.text_top : state.text_top + room])
     return body + [Line("")] * (room - len(body)) + [Line(last)] * (lines > 1)

@@ -15,6 +15,7 @@ HASH, SOCKMAP = 1, 15
 NO_PREALLOC = 1
 # What is redirected: the kind of program, what it is attached to, its helper and that one's flags.
 RECEIVED = (14, 5, 52, 0)  # SK_SKB, SK_SKB_STREAM_VERDICT, bpf_sk_redirect_map()
+RECEIVED_FOR_ANOTHER = (14, 5, 52, 1)  # the same with BPF_F_INGRESS
 SENT = (16, 7, 60, 1)  # SK_MSG, SK_MSG_VERDICT, bpf_msg_redirect_map(), BPF_F_INGRESS
 
 
@@ -57,6 +58,13 @@ def redirect(what, source, target):
     for index, sock in enumerate((source, target)):
         update(sockmap, struct.pack("=I", index), struct.pack("=I", sock.fileno()))
     return sockmap, program
+
+
+def put_into_a_sockmap(sock):
+    """One without programs: the kernel works on the socket, and moves nothing."""
+    sockmap = make_map(SOCKMAP, 4, 4, 1)
+    update(sockmap, struct.pack("=I", 0), struct.pack("=I", sock.fileno()))
+    return sockmap
 
 
 def read_a_map_all_the_time():

@@ -17,6 +17,7 @@ import time
 import pytest
 from test_corners import NOBODY, sysctl
 from tracing import COMMAND, HAS, KINDS, MOVERS, PATIENCE, settle, start, tcptop
+from ways import start_tls
 from workload import Ledger, close, connect, listener, move, pair
 
 BANNER = "Tracing... Output every 1 secs. Hit Ctrl-C to end\n"
@@ -302,8 +303,11 @@ def test_without_btf_headers_serve():
     ledger = Ledger()
     client, server = pair()
     move(ledger, client, server, 10007)
+    with contextlib.suppress(OSError):  # has helpers, where the kernel has kernel TLS
+        start_tls(client)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=PATIENCE)
+    output, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, errors) == (0, "")
     records = [json.loads(line) for line in output.splitlines()]
     rows = {
         (record["pid"], record["lport"], record["rport"]): [record["rx_bytes"], record["tx_bytes"]]

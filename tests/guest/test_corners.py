@@ -5,6 +5,7 @@ import collections
 import contextlib
 import ctypes
 import fcntl
+import json
 import mmap
 import os
 import pathlib
@@ -203,6 +204,20 @@ def forget(tracers):
         tracer.missed = 0
 
 
+@contextlib.contextmanager
+def dropped(match):
+    """This host drops packets on lo that match this, by tc-u32(8), when it has sent them."""
+    tc = "tc qdisc {0} dev lo clsact"
+    drop = f"tc filter add dev lo egress protocol ip u32 match {match} action drop"
+    try:
+        result = run("sh", "-c", f"{tc.format('add')} && {drop}")
+        if result.returncode:
+            pytest.skip(f"kernel: {result.stderr.strip()}")
+        yield
+    finally:
+        run(*tc.format("del").split())
+
+
 class Absent:
     """Two pages of memory that are not there until they are served (userfaultfd(2))."""
 
@@ -367,6 +382,32 @@ def test_a_connection_that_waits_at_the_start(ledger):
         assert_sums(tracers, ledger, "after close")
 
 
+def test_a_fast_open_that_waits_at_the_start(ledger):
+    """Its SYN had data, which the server has read, and the answer to it is dropped until later."""
+    with contextlib.ExitStack() as until, listener() as server:
+        until.enter_context(sysctl("net.ipv4.tcp_fastopen", 0x207))
+        server.setsockopt(TCP, socket.TCP_FASTOPEN, 100)
+        client = socket.socket()
+        port = server.getsockname()[1]
+        with dropped(f"ip sport {port} 0xffff match u8 0x12 0x3f at 33"):  # flags: SYN and ACK
+            client.setblocking(False)
+            assert client.sendto(b"x" * 701, socket.MSG_FASTOPEN, server.getsockname()) == 701
+            accepted, _ = server.accept()
+            assert len(accepted.recv(701, socket.MSG_WAITALL)) == 701
+            tracers = until.enter_context(late())
+        assert select.select([], [client], [], PATIENCE)[1]
+        client.setblocking(True)
+        time.sleep(1)
+        move(ledger, client, accepted, 1009)
+        move(ledger, accepted, client, 503)
+        settle(*tracers.values())
+        close(client, accepted)
+        settle(*tracers.values())
+        for kind, tracer in tracers.items():
+            assert (kind, above(tracer, ledger)) == (kind, {})
+            assert tracer.missed or by_ports(tracer.rows()) == by_ports(ledger)
+
+
 def test_the_first_interval(ledger):
     """Sessions that are opened and closed in it, before any other row is made."""
     with late() as tracers, listener() as server:
@@ -475,16 +516,9 @@ def first_send_dropped(ledger):
         client.setblocking(False)
         assert client.connect_ex(server.getsockname())
         accepted, (_, port) = server.accept()  # getsockname() takes a socket's lock: a look
-    tc = "tc qdisc {0} dev lo clsact"
-    drop = f"tc filter add dev lo egress protocol ip u32 match ip sport {port} 0xffff action drop"
-    try:
-        result = run("sh", "-c", f"{tc.format('add')} && {drop}")
-        if result.returncode:
-            pytest.skip(f"kernel: {result.stderr.strip()}")
+    with dropped(f"ip sport {port} 0xffff"):
         ledger.sent(client, client.send(b"x" * 10007))
         time.sleep(0.05)
-    finally:
-        run(*tc.format("del").split())
     receive(ledger, accepted, 10007)
     close(client, accepted)
 
@@ -570,8 +604,44 @@ def no_port_is_left(ledger):
     close(first, accepted, second)
 
 
+def reset_by_its_peer(ledger, left=0):
+    """A session that has moved bytes, and that its peer has reset with so much left to be read."""
+    client, server = pair()
+    move(ledger, client, server, 1009)
+    move(ledger, server, client, 503)
+    send(ledger, client, left)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    ends = ledger.entry(server)
+    client.close()
+    time.sleep(0.01)
+    return server, ends
+
+
+def reset_and_undone(ledger):
+    """connect() to AF_UNSPEC changes no state then, but moves sequence numbers."""
+    for left in (0, 701) * 10:
+        server, entry = reset_by_its_peer(ledger, left)
+        if left:
+            entry[0] += len(server.recv(left, socket.MSG_WAITALL))
+        assert not LIBC.connect(server.fileno(), UNSPEC, len(UNSPEC))
+        server.close()
+
+
+def reset_and_renumbered(ledger):
+    """TCP_QUEUE_SEQ, which takes TCP_REPAIR and a socket in CLOSE; none of it is a byte."""
+    repair, queue, sequence = 19, 20, 21
+    for which in (1, 2):  # to send, and received
+        server, _ = reset_by_its_peer(ledger)
+        server.setsockopt(TCP, repair, 1)
+        server.setsockopt(TCP, queue, which)
+        number = server.getsockopt(TCP, sequence) + 3_000_000_000
+        server.setsockopt(TCP, sequence, struct.pack("=I", number % 2**32))
+        server.close()
+
+
 TOLD = (fast_open, connected_to_itself, first_send_dropped, repaired)
-CORNERS = (*TOLD, aborted, no_port_is_left, urgent_before_accept, urgent_at_the_old_mark)
+CORNERS = (*TOLD, aborted, no_port_is_left, urgent_before_accept, urgent_at_the_old_mark,
+           reset_and_undone, reset_and_renumbered)  # fmt: skip
 
 
 @pytest.mark.parametrize("traffic", CORNERS, ids=lambda traffic: traffic.__name__)
@@ -690,6 +760,53 @@ def test_proxy_in_the_kernel(tracers, ledger):
         os.close(fd)
 
 
+def test_what_another_socket_received(tracers, ledger):
+    """A process reads it from its own, which goes on to count what that one receives."""
+    (client, front), (back, server) = pair(), pair()
+    held = bpfsys.redirect(bpfsys.RECEIVED_FOR_ANOTHER, front, back)
+    forget(tracers)
+    back.settimeout(5)  # the kernel may say that there is nothing, or never say that there is
+    with contextlib.suppress(socket.timeout):
+        for source, count in ((client, 1009), (server, 30011)):
+            send(ledger, source, count)
+            receive(ledger, back, count)
+    close(client, front, back, server)
+    settle(*tracers.values())
+    for fd in held:
+        os.close(fd)
+    truth = by_ports(ledger)
+    for kind, tracer in tracers.items():
+        found = by_ports(tracer.rows())
+        # It may count as received by the socket from which the process has it.
+        lacks = {
+            ports: [a - b for a, b in zip(truth[ports], found.get(ports, (0, 0)))]
+            for ports in truth
+            if ports in found
+        }
+        assert len(lacks) >= 3, (kind, found, truth)
+        assert all(tx == 0 and 0 <= rx <= 1009 for rx, tx in lacks.values()), (kind, lacks)
+
+
+def test_urgent_bytes_where_others_work_on_the_socket(tracers, ledger):
+    """Totals do not tell whether they were read, which makes less of them and missed events."""
+    for read in (False, True):
+        client, server = pair()
+        held = bpfsys.put_into_a_sockmap(server)
+        move(ledger, client, server, 1009)
+        send(ledger, client, 1, socket.MSG_OOB)
+        time.sleep(0.2)
+        if read:
+            ledger.received(server, len(server.recv(1, socket.MSG_OOB)))
+        move(ledger, client, server, 503)
+        close(client, server)
+        os.close(held)
+        settle(*tracers.values())
+        for kind, tracer in tracers.items():
+            assert (kind, above(tracer, ledger)) == (kind, {})
+            assert tracer.missed
+    forget(tracers)
+
+
 def test_short_cut_in_the_kernel(tracers, ledger):
     """What is sent on one socket is received by another's process, and TCP sees nothing of it."""
     client, server = pair()
@@ -779,6 +896,51 @@ def test_multipath_tcp(tracers, ledger, kind):
                 assert not tracer.missed, when
             close(*ends)
             time.sleep(1)  # the kernel's threads close it
+
+
+def kept(name):
+    """How many entries all maps of a name have."""
+    maps = json.loads(run("bpftool", "-j", "map", "show").stdout)
+    dumps = [
+        run("bpftool", "-j", "map", "dump", "id", str(each["id"])).stdout
+        for each in maps
+        if each.get("name") == name and each["type"] == "hash"
+    ]
+    return sum(len(json.loads(dump)) for dump in dumps)
+
+
+def test_multipath_tcp_that_is_reset(tracers, ledger):
+    """By a peer that closes with a byte unread; all that was moved before is told at once."""
+    with sysctl("net.mptcp.enabled", 1):
+        forget(tracers)
+        before, entries = repeated(), kept("specials")
+        watching = start("1000")
+        client, accepted = multipath(ledger, "small pieces")
+        ledger.sent(accepted, accepted.send(b"x"))
+        entry = ledger.entry(client)
+        client.close()
+        time.sleep(1)
+        accepted.close()
+        time.sleep(1)
+        for tracer in watching.values():
+            assert tracer.stop() == 0
+            tracer.reached(1)
+        entry[0] += 1  # which may have been handed on
+        for kind, tracer in watching.items():
+            found = by_ports(tracer.rows())
+            truth = by_ports(ledger)
+            lacks = {
+                ports: [a - b for a, b in zip(truth[ports], found.get(ports, (0, 0)))]
+                for ports in truth
+            }
+            again = repeated() - before
+            assert all(-again <= lack <= 1 for each in lacks.values() for lack in each), (
+                kind,
+                lacks,
+            )
+        settle(*tracers.values())
+        assert kept("specials") <= entries
+        forget(tracers)
 
 
 def test_lives_of_multipath_tcp(ledger):

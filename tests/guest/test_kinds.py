@@ -2,9 +2,11 @@
 """What one kind of probe could get wrong and others could not; all have to get it right."""
 
 import ctypes
+import json
 import mmap
 import os
 import pathlib
+import signal
 import socket
 import struct
 import subprocess
@@ -13,7 +15,7 @@ import time
 
 import pytest
 from test_corners import by_ports, late
-from tracing import HAS, settle, start
+from tracing import HAS, PATIENCE, settle, start
 from workload import Ledger, close, connect, listener, move, pair
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -214,6 +216,29 @@ def test_the_user_and_unit_of_a_session_from_before():
     ours.send(b"g")
     os.waitpid(child, 0)
     accepted.close()
+
+
+def in_the_kernel():
+    """What BPF programs, maps and links there are."""
+    return {
+        (what, each["id"])
+        for what in ("prog", "map", "link")
+        for each in json.loads(subprocess.check_output(["bpftool", "-j", what, "show"]))
+    }
+
+
+@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGKILL), ids=("ended", "killed"))
+def test_nothing_stays_in_the_kernel(number):
+    before = in_the_kernel()
+    tracers = start("1000")
+    assert len(in_the_kernel() - before) > 5 * len(tracers)
+    for tracer in tracers.values():
+        tracer.process.send_signal(number)
+        assert tracer.process.wait(PATIENCE) == (0 if number == signal.SIGINT else -number)
+    end = time.monotonic() + PATIENCE
+    while in_the_kernel() - before and time.monotonic() < end:
+        time.sleep(0.5)  # the kernel takes its time
+    assert in_the_kernel() <= before
 
 
 def test_one_process_that_holds_a_lock_is_missed_not_waited_for(kind):

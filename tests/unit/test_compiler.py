@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from tcptools import Failure, compiler
-from tcptools.csource import PLACEHOLDER, Later
+from tcptools.csource import COUNTERS_ADDRESS, PLACEHOLDER, Later
 
 # mov r0, 0; r1 = map 5; r2 = 5 (a number of 64 bits); exit
 LOAD_MAP = struct.pack("=BBhiiI", 0x18, 0x11, 0, 5, 0, 0)
@@ -36,6 +36,17 @@ def test_the_second_half_of_a_number_is_no_instruction():
     code = LOAD_NUMBER[:12] + LOAD_MAP[:4] + EXIT
     assert compiler.named_maps(code) == set()
     assert compiler.with_maps(code, {}) == code
+
+
+def test_counters_are_at_an_address():
+    """Of a map that is known by its number as others are, from then on."""
+    low, high = COUNTERS_ADDRESS % 2**32, COUNTERS_ADDRESS >> 32
+    placeholder = struct.pack("=BBhI4xI", 0x18, 0x03, 0, low, high)
+    code = compiler.with_counters(placeholder + LOAD_NUMBER + LOAD_MAP, 9)
+    assert compiler.named_maps(code) == {5, 9}
+    linked = compiler.with_numbers(compiler.with_maps(code, {5: 6, 9: 10}), [])
+    assert linked[:16] == struct.pack("=BBhI4xI", 0x18, 0x23, 0, 10, 0), "the register is the same"
+    assert linked[16:32] == LOAD_NUMBER
 
 
 def test_numbers_of_the_user_are_put_in_later():

@@ -22,7 +22,7 @@ from tcptools.table import ENOUGH
 from tcptools.view import Style
 
 LOADAVG = "0.08 0.02 0.17 2/367 17342"
-HINTS = "h help, q quit, Enter details, / filter, b sum, t total, s sort, space pause"
+HINTS = "h help, q quit, Enter details, / filter, b sum, t KB, s sort, space pause"
 LOST = "12 events not counted, see --max-sessions"
 UP, DOWN, PAGE_UP, PAGE_DOWN, HOME, END = (
     "\033[A", "\033[B", "\033[5~", "\033[6~", "\033[H", "\033[F",
@@ -367,7 +367,7 @@ def test_a_narrow_help_is_wrapped(columns):
     live = view(some(9))
     lines = text(drawn(live, columns, 99, "h"))
     assert " ".join(" ".join(lines).split()) == " ".join(" ".join(HELP).split()), "all of it"
-    begin = HELP[1].index("this help")
+    begin = HELP[1].index("help on keys")
     assert any(line[:begin].isspace() and line[begin] != " " for line in lines), "in its column"
 
 
@@ -380,7 +380,7 @@ def test_details_say_how_to_go_on_before_what_else_there_is():
     live = view(some(9))
     drawn(live, 40, 24, [DOWN, "\n"])
     last = text(live.frame(40, 5))[-1]
-    assert "PgDn" in last and "Enter returns" in last
+    assert "PgDn" in last and "q returns" in last
     assert "PgDn" in text(live.frame(24, 5))[-1]
     assert "PgDn" not in text(live.frame(40, 40))[-1], "all is seen"
 
@@ -480,7 +480,7 @@ def test_what_is_not_in_the_totals_any_more_is_reported():
     assert found[-1].text.startswith("10.0K of 4 sessions that are gone not shown, h help")
     found = drawn(live, 120, 24, "bbb")  # by remote host
     assert found[2].text.split() == ["192.168.100.200", "7", "28.0K", "0"], "a sum has them all"
-    assert found[-1].text == HINTS
+    assert found[-1].text == HINTS.replace("t KB", "t rate")
     found = drawn(live, 120, 24, [DOWN, "\n"])
     assert "7,168 bytes in 1.0 s, 7.0K/s; 28,672 since the start" in "".join(text(found))
     live.type("q")
