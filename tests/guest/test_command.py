@@ -449,6 +449,23 @@ def test_filters_by_maps(make_map):
     close(client, server)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in ("iter", "diag") if HAS.get(kind, True)])
+def test_maps_are_asked_for_whose_a_session_is(make_map, kind):
+    cgroups, namespaces = make_map("cgroups", 8), make_map("namespaces", 4)
+    add(cgroups, os.stat("/sys/fs/cgroup").st_ino, 8)
+    tracers = start("--cgroupmap", cgroups, "--mntnsmap", namespaces, "0.3", kinds=[kind])
+    ledger, client, server = Ledger(), *pair()
+    move(Ledger(), client, server, 101)  # one map has it, and the other is empty
+    settle(*tracers.values())
+    close(client, server)
+    add(namespaces, os.stat("/proc/self/ns/mnt").st_ino, 4)
+    client, server = pair()
+    move(ledger, client, server, 1009)
+    assert_own_rows(tracers, ledger)
+    stop(tracers)
+    close(client, server)
+
+
 def test_more_sessions_than_there_is_room_for():
     """What does not fit is told, and what fits is exact."""
     ledger = Ledger()
