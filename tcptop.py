@@ -116,6 +116,8 @@ def needed(traffic: sources.Traffic, file: Optional[Textfile], live: bool) -> tu
 
 def alarm(options: Tcptop, kind: Rows, rows: list[Any], seconds: float) -> str:
     """What to report of the largest of an interval's rows, "" unless that is over the limit."""
+    if options.exit_over == sys.maxsize:
+        return ""
     most = max(map(SORT_ORDERS[options.sort], rows), default=0)
     if most <= options.exit_over * seconds:
         return ""

@@ -183,6 +183,8 @@ def report_notes(command: Command, *groups: Sequence[str]) -> None:
 
 def complain(name: str, text: str) -> None:
     """Write lines to standard error under a command's name, unless that takes nothing."""
+    if not text:  # which is most often
+        return
     poll = select.poll()
     poll.register(2, select.POLLOUT)
     lines = [f"{name}: {plain(line)}\n" for line in text.splitlines()]
