@@ -391,9 +391,8 @@ def main() -> None:
     )
     print(line.format("", *heads), flush=True)
     for subject in [subject for subject in subjects() if options.only in subject.name]:
-        found: dict[str, Any]
         try:
-            found = measure(subject, options.rows, options.runs, bare_sessions)
+            found: dict[str, Any] = measure(subject, options.rows, options.runs, bare_sessions)
         except DoesNotStart:
             print(f"{subject.name:26} does not start here", flush=True)
             continue

@@ -19,7 +19,7 @@ from made import session
 from tcptools import units
 from tcptools.options import Tcptop, parse
 from tcptools.prometheus import Exporter, Series, Textfile
-from tcptop import Listing
+from tcptop import Outputs
 
 LONGEST = 255  # bytes of a name in cgroupfs, NAME_MAX
 # Those that stay of the sessions of an interval: one in five.
@@ -65,7 +65,7 @@ def main(path, count):
     """Until there is nothing more to read."""
     options = parse(Tcptop, ["--prometheus", path])
     units.hierarchy = Tree
-    listing = Listing(options, lambda _: None)
+    listing = Outputs(options, lambda _: None)
     exporter = Exporter(Textfile(path), Series(listing.kind, options.series))
     gc.freeze()  # as tcptop.run()
     gc.set_threshold(100_000)

@@ -21,7 +21,7 @@ from tcptools.report import PLAIN, Sessions, csv_header, csv_lines, json_lines, 
 from tcptools.session import NO_UID, identify, ranked
 from tcptools.sums import FIELDS, OTHER, Sums, user
 from tcptools.table import lay_out
-from tcptop import Listing
+from tcptop import Outputs
 
 BUSY = session(5 << 20, 3 << 20, 182, b"sshd", "10.0.0.1", "192.0.2.9", (22, 4000), uid=0, cgroup=7)
 ALSO = session(1 << 20, 0, 182, b"sshd", "10.0.0.1", "192.0.2.9", (22, 4001), uid=0, cgroup=8)
@@ -281,7 +281,7 @@ def test_rows_since_the_start():
 
 def test_sessions_since_the_start_keep_their_units(monkeypatch):
     monkeypatch.setattr("tcptools.units.hierarchy", lambda: None)
-    listing = Listing(parse(Tcptop, ["--json", "--cumulative"]), lambda _: None)
+    listing = Outputs(parse(Tcptop, ["--json", "--cumulative"]), lambda _: None)
     processes = {181: "ssh.service"}
     monkeypatch.setattr(
         "tcptools.units._unit_of_process", lambda pid: processes.get(int.from_bytes(pid, "big"), "")
