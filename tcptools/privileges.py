@@ -16,8 +16,6 @@ What stays is what an output needs, see capability(7):
 - CAP_SYS_NICE, not to be preempted while a map is worked on (syscalls.undisturbed()), only if
   RLIMIT_RTPRIO cannot be raised, which allows the lowest real-time priority without it
   (user_check_sched_setscheduler(), kernel/sched/).
-
-The child that iterates over sockets for the kind iter keeps all.
 """
 
 import ctypes

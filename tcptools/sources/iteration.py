@@ -12,7 +12,7 @@ from tcptools import Failure, kernel, syscalls
 from tcptools.csource import SOCKET_STORAGE, TYPED, Iteration, Kind, Tool
 from tcptools.kernel import Scope
 from tcptools.options import Tcptop
-from tcptools.privileges import CAP_DAC_READ_SEARCH
+from tcptools.privileges import CAP_BPF, CAP_DAC_READ_SEARCH, CAP_SYS_ADMIN, CAP_SYS_PTRACE, give_up
 from tcptools.program import (
     COUNTING,
     NOTING,
@@ -61,6 +61,11 @@ def tool(options: Tcptop) -> Tool:
     )
 
 
+# What the child needs: to work with a map and an iterator, to find network namespaces by the
+# processes in them, and to enter these.
+CHILD = (CAP_BPF, CAP_SYS_PTRACE, CAP_SYS_ADMIN)
+
+
 class SocketIterator:
     """The records of all sockets, whose locks another process waits for.
 
@@ -90,6 +95,7 @@ class SocketIterator:
             # Neither our probes nor somebody's pipe are to stay for as long as it has to wait.
             for begin, end in zip((-1, *keep), (*keep, 1 << 16)):
                 os.closerange(begin + 1, end)
+            give_up(CHILD)
             if os.getppid() == parent:
                 self._serve(requests, answers)
         except Exception as error:  # the other reports it
@@ -162,7 +168,7 @@ class Iterated:
     def __init__(self, options: Tcptop, scope: Scope) -> None:
         self._programs = programs = load(tool(options), options, scope)
         self.notes, self.warnings = programs.notes, programs.warnings
-        # Those who enter network namespaces and use maps are in a child, which keeps all.
+        # Who enters network namespaces and uses maps is the child.
         self.capabilities: tuple[int, ...] = (CAP_DAC_READ_SEARCH,) if options.has_units else ()
         self._ring = Ring(programs.maps["ended"], ring_size(options.max_sessions), ENDED)
         programs.counters[PHASE] = NOTING

@@ -6,6 +6,7 @@ import json
 import mmap
 import os
 import pathlib
+import re
 import signal
 import socket
 import struct
@@ -216,6 +217,22 @@ def test_the_user_and_unit_of_a_session_from_before():
     ours.send(b"g")
     os.waitpid(child, 0)
     accepted.close()
+
+
+def test_the_child_keeps_what_it_needs(kind):
+    """CAP_SYS_PTRACE and CAP_SYS_ADMIN; CAP_SYS_NICE and CAP_BPF on some kernels."""
+    [tracer] = start("0.3", kinds=[kind]).values()
+    parent = tracer.process.pid
+    [child] = pathlib.Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    tracer.reached(1)
+    status = pathlib.Path(f"/proc/{child}/status").read_text()
+    effective, bounding = (
+        int(re.search(rf"^Cap{which}:\t(\w+)$", status, re.M)[1], 16) for which in ("Eff", "Bnd")
+    )
+    assert effective & ~sum(1 << number for number in (19, 21, 23, 39)) == 0
+    assert effective & 1 << 21 and bounding == 0
+    assert re.search(r"^NoNewPrivs:\t1$", status, re.M)
+    assert tracer.stop() == 0
 
 
 def in_the_kernel():
