@@ -185,7 +185,9 @@ static __always_inline u64 taken(struct tcp_counters *at, u32 first)
 	u64 about = at->bytes_received - unread(at);
 	u32 low = at->copied_seq - first - fin_read(at->flags, at->copied_seq, at->rcv_nxt);
 
-	return is_ahead(at) ? about : about + (s32)(low - (u32)about);
+	if (is_ahead(at))
+		return about - !!(at->flags & SOCK_DONE);
+	return about + (s32)(low - (u32)about);
 }
 
 static __always_inline u64 sent(struct tcp_counters *at, u32 first)
@@ -279,7 +281,8 @@ static __always_inline void sum_up(void *tp, struct position *position, bool sen
 	if (!special)
 		return;
 	if (connection_of(tp) == position->connection && FIELD(u16, tp, OFFSET_skc_dport)) {
-		special->rx_total = taken(&now, special->rx_first);
+		if (!position->closed || now.rcv_nxt == position->last_received)
+			special->rx_total = taken(&now, special->rx_first);
 		if (!special->send_closed) {
 			special->tx_total = sent(&now, special->tx_first);
 			if (over && fin_unseen(now.state))
@@ -325,6 +328,28 @@ static __always_inline u32 last_sent(struct position *position, u32 write_seq)
 	return position->send_closed ? position->last_sent : write_seq;
 }
 
+/* What still moves write_seq is no byte. */
+static __always_inline void close_sending(void *tp, struct position *position)
+{
+	if (!position->send_closed)
+		position->last_sent = FIELD(u32, tp, OFFSET_write_seq);
+	position->send_closed = 1;
+}
+
+/*
+ * The socket comes to CLOSE, perhaps by a reset in a softirq, while nobody uses it: nothing more
+ * is sent or comes. What a process does with it then changes no state any more, but numbers:
+ * tcp_disconnect(), TCP_QUEUE_SEQ.
+ */
+static __always_inline void note_close(void *tp, struct position *position)
+{
+	close_sending(tp, position);
+	if (!position->closed)
+		position->last_received = FIELD(u32, tp, OFFSET_rcv_nxt);
+	position->closed = 1;
+	look_closer(position);
+}
+
 /* Bytes that were moved since the last look. */
 struct movement {
 	u32 rx;
@@ -346,8 +371,11 @@ static __always_inline struct movement movement_of(void *tp, struct position *po
 		u32 rcv_nxt = FIELD(u32, tp, OFFSET_rcv_nxt);
 
 		/* TCP_QUEUE_SEQ: only of a socket in CLOSE can it change a counter. */
-		if (rcv_nxt != position->last_received)
+		if (rcv_nxt != position->last_received) {
 			moved.rx = 0;
+			position->urgent = 0;
+			position->urgent_mark = mark;
+		}
 		position->last_received = rcv_nxt;
 	}
 	if (mark != position->urgent_mark) { /* should it have been missed */
@@ -370,29 +398,9 @@ static __always_inline struct movement movement_of(void *tp, struct position *po
 	if (moved.rx && state != TCP_ESTABLISHED &&
 	    fin_read(FIELD(u64, tp, OFFSET_skc_flags), copied_seq, FIELD(u32, tp, OFFSET_rcv_nxt)))
 		moved.rx--;
+	if (state == TCP_CLOSE)
+		note_close(tp, position);
 	return moved;
-}
-
-/* What still moves write_seq is no byte. */
-static __always_inline void close_sending(void *tp, struct position *position)
-{
-	if (!position->send_closed)
-		position->last_sent = FIELD(u32, tp, OFFSET_write_seq);
-	position->send_closed = 1;
-}
-
-/*
- * The socket comes to CLOSE, perhaps by a reset in a softirq, while nobody uses it: nothing more
- * is sent or comes. What a process does with it then changes no state any more, but numbers:
- * tcp_disconnect(), TCP_QUEUE_SEQ.
- */
-static __always_inline void note_close(void *tp, struct position *position)
-{
-	close_sending(tp, position);
-	if (!position->closed)
-		position->last_received = FIELD(u32, tp, OFFSET_rcv_nxt);
-	position->closed = 1;
-	look_closer(position);
 }
 
 /*
@@ -416,6 +424,8 @@ static __always_inline void meet(void *tp)
 	if (!session_matches(tp))
 		return;
 	stand(&position, tp);
+	if (state == TCP_CLOSE)
+		note_close(tp, &position);
 	if (remember(tp, &position) && phase == COUNTING && has_moved(tp))
 		count(EVENTS_MISSED);
 }
@@ -544,15 +554,19 @@ static __always_inline void begin(void *tp, struct position *position, struct po
  */
 static __always_inline void establish(void *tp, struct position *position, struct position *fresh)
 {
-	/* It was under way at the start, and its SYN may have had data. */
-	bool before = fresh->active ? !position : position && position->stage == NOTED;
 	u32 write_seq, copied_seq;
+	bool before;
 
 	if (!session_matches(tp)) {
 		if (position)
 			forget(tp);
 		return;
 	}
+	/* Both sides have opened it, this one before the start. */
+	if (!position && FIELD(u64, tp, OFFSET_bytes_acked))
+		fresh->active = 1;
+	/* It was under way at the start, and its SYN may have had data. */
+	before = fresh->active ? !position : position && position->stage == NOTED;
 	begin(tp, position, fresh);
 	position = position_of(tp);
 	if (!position || position->stage != BEGUN)

@@ -73,7 +73,8 @@ static __always_inline bool look(void *tp, struct position *position, struct tot
 {
 	struct tcp_counters at = READ_COUNTERS(FIELD, tp);
 	u32 connection = at.snd_una - (u32)at.bytes_acked;
-	bool read_fin = fin_read(at.flags, at.copied_seq, at.rcv_nxt);
+	bool read_fin = fin_read(at.flags, at.copied_seq, at.rcv_nxt) ||
+			(is_ahead(&at) && at.flags & SOCK_DONE);
 	bool sent_fin = fin_queued(at.state);
 	u32 rx, tx;
 
@@ -191,13 +192,13 @@ static __always_inline struct position *establish(void *tp, u8 from)
 	return remember(tp, &fresh);
 }
 
-/* It was under way at the start, and its SYN had data (TCP_FASTOPEN). */
+/* It was under way at the start, perhaps with data in its SYN (TCP_FASTOPEN). */
 static __always_inline void stand(void *tp, struct position *position)
 {
 	position->stage = NOTED;
 	position->write_seq = FIELD(u32, tp, OFFSET_write_seq);
 	position->copied_seq = FIELD(u32, tp, OFFSET_copied_seq);
-	if (setting(PHASE) == COUNTING)
+	if (setting(PHASE) == COUNTING && has_moved(tp))
 		count(EVENTS_MISSED);
 }
 
@@ -219,7 +220,7 @@ static __always_inline int at_change(void *sk, u8 from, u8 to, bool again)
 	} else if (to == TCP_ESTABLISHED) {
 		if (!position) {
 			position = establish(tp, from);
-			if (position && has_moved(tp))
+			if (position && (has_moved(tp) || FIELD(u64, tp, OFFSET_bytes_acked)))
 				stand(tp, position);
 		}
 		if (position && position->active && !FIELD(u64, tp, OFFSET_bytes_acked))
@@ -233,6 +234,7 @@ static __always_inline int at_change(void *sk, u8 from, u8 to, bool again)
 			 */
 			if (FIELD(u32, tp, OFFSET_write_seq) - FIELD(u32, tp, OFFSET_snd_una) > 1)
 				count(EVENTS_MISSED);
+			position->send_closed = 1;
 		} else if (look_last(tp, position)) {
 			position->send_closed |= to == TCP_CLOSE || fin_queued(to);
 		}
@@ -371,6 +373,15 @@ static __always_inline struct position *meet(void *tp)
 		return 0;
 	if (!session_matches(tp))
 		return 0;
+	if (state == TCP_CLOSE) { /* TCP_QUEUE_SEQ may set its sequence numbers, but no totals */
+		noted.stage = KNOWN;
+		noted.connection = connection_of(tp);
+		noted.send_closed = 1;
+		noted.rx_bytes = FIELD(u64, tp, OFFSET_bytes_received) -
+				 (u32)(FIELD(u32, tp, OFFSET_rcv_nxt) - noted.copied_seq);
+		noted.rx_bytes -= fin_read(FIELD(u64, tp, OFFSET_skc_flags), noted.copied_seq,
+					   FIELD(u32, tp, OFFSET_rcv_nxt));
+	}
 	note_namespace(tp);
 	position = remember(tp, &noted);
 	if (position && setting(PHASE) == COUNTING && has_moved(tp))

@@ -106,7 +106,7 @@ struct tcp_counters {
 
 /*
  * Whether more has been read than TCP has received: what another socket of a sockmap has passed on
- * is in copied_seq, too, on kernels without b40cc5adaa80.
+ * is in copied_seq, too, on some kernels.
  */
 static __always_inline bool is_ahead(struct tcp_counters *at)
 {

@@ -186,8 +186,11 @@ static __always_inline int at_inet_sock_set_state(void *sk, u8 from, u8 to)
 		position = position_of(tp);
 	}
 	if (position && (begins || owned || to == TCP_CLOSE)) {
-		if (position->special)
-			sum_up(tp, position, to == TCP_CLOSE || fin_queued(to), begins);
+		if (position->special &&
+		    begins) /* another connection: tcp_disconnect() came before */
+			end_special(tp, position);
+		else if (position->special)
+			sum_up(tp, position, to == TCP_CLOSE || fin_queued(to), false);
 		if (begins || owned)
 			settle(position);
 		if (!begins) {
@@ -389,12 +392,14 @@ int emit_special(struct map_iteration *at)
 
 		/*
 		 * It is not itself while it is changed, as by tcp_disconnect(), which takes the
-		 * peer away, or gone with its last notice yet to come.
+		 * peer away, or gone with its last notice yet to come. In CLOSE, what was dropped
+		 * unread there looks as if it were read.
 		 */
 		barrier();
 		if (now.snd_una - (u32)now.bytes_acked == record.key.connection &&
 		    FETCH(u16, tp, OFFSET_skc_dport)) {
-			rx = taken(&now, special->rx_first);
+			if (now.state != TCP_CLOSE || now.copied_seq != now.rcv_nxt)
+				rx = taken(&now, special->rx_first);
 			if (!special->send_closed)
 				tx = sent(&now, special->tx_first);
 		}

@@ -5,6 +5,7 @@ import collections
 import contextlib
 import ctypes
 import fcntl
+import itertools
 import json
 import mmap
 import os
@@ -408,6 +409,52 @@ def test_a_fast_open_that_waits_at_the_start(ledger):
             assert tracer.missed or by_ports(tracer.rows()) == by_ports(ledger)
 
 
+def test_a_fast_open_that_is_refused(tracers):
+    """Whoever sends is told so, and nothing was sent."""
+    forget(tracers)
+    with listener() as closed:
+        nobody = closed.getsockname()
+    with sysctl("net.ipv4.tcp_fastopen", 7), socket.socket() as client:
+        with pytest.raises(ConnectionRefusedError):
+            client.sendto(b"x" * 701, socket.MSG_FASTOPEN, nobody)
+        settle(*tracers.values())
+    settle(*tracers.values())
+    for kind, tracer in tracers.items():
+        assert (kind, [key for key in tracer.rows() if key[0] == os.getpid()]) == (kind, [])
+
+
+def test_both_sides_open_it_one_before_the_start(ledger):
+    first, second = socket.socket(), socket.socket()
+    for sock in (first, second):
+        sock.bind(("127.0.0.1", 0))
+    port = second.getsockname()[1]
+    with contextlib.ExitStack() as until:
+        with dropped(f"ip dport {port} 0xffff"):
+            first.setblocking(False)
+            first.connect_ex(second.getsockname())
+            tracers = until.enter_context(late())
+        second.connect(first.getsockname())
+        first.setblocking(True)
+        move(ledger, first, second, 1009)
+        move(ledger, second, first, 503)
+        assert_sums(tracers, ledger)
+        close(first, second)
+        assert_sums(tracers, ledger, "after close")
+
+
+def test_renumbered_after_a_reset_before_the_start():
+    before = Ledger()
+    socks = [reset_by_its_peer(before)[0] for _ in range(2)]
+    with late() as tracers:
+        for which, sock in enumerate(socks, 1):
+            renumber(sock, which, 3 * 10**9)
+        close(*socks)
+        settle(*tracers.values())
+        for kind, tracer in tracers.items():
+            found = by_ports(tracer.rows())
+            assert (kind, [found[each] for each in by_ports(before) if each in found]) == (kind, [])
+
+
 def test_the_first_interval(ledger):
     """Sessions that are opened and closed in it, before any other row is made."""
     with late() as tracers, listener() as server:
@@ -604,9 +651,10 @@ def no_port_is_left(ledger):
     close(first, accepted, second)
 
 
-def reset_by_its_peer(ledger, left=0):
+def reset_by_its_peer(ledger, left=0, helped=False):
     """A session that has moved bytes, and that its peer has reset with so much left to be read."""
     client, server = pair()
+    held = bpfsys.put_into_a_sockmap(server) if helped else None
     move(ledger, client, server, 1009)
     move(ledger, server, client, 503)
     send(ledger, client, left)
@@ -614,6 +662,8 @@ def reset_by_its_peer(ledger, left=0):
     ends = ledger.entry(server)
     client.close()
     time.sleep(0.01)
+    if helped:
+        os.close(held)
     return server, ends
 
 
@@ -627,15 +677,21 @@ def reset_and_undone(ledger):
         server.close()
 
 
-def reset_and_renumbered(ledger):
+def renumber(sock, which, count):
     """TCP_QUEUE_SEQ, which takes TCP_REPAIR and a socket in CLOSE; none of it is a byte."""
     repair, queue, sequence = 19, 20, 21
-    for which in (1, 2):  # to send, and received
-        server, _ = reset_by_its_peer(ledger)
-        server.setsockopt(TCP, repair, 1)
-        server.setsockopt(TCP, queue, which)
-        number = server.getsockopt(TCP, sequence) + 3_000_000_000
-        server.setsockopt(TCP, sequence, struct.pack("=I", number % 2**32))
+    sock.setsockopt(TCP, repair, 1)
+    sock.setsockopt(TCP, queue, which)
+    number = sock.getsockopt(TCP, sequence) + count
+    sock.setsockopt(TCP, sequence, struct.pack("=I", number % 2**32))
+
+
+def reset_and_renumbered(ledger):
+    """What was sent and what was received, with and without others who work on the socket."""
+    for helped, which, count in itertools.product((False, True), (1, 2), (1_000_003, 3 * 10**9)):
+        server, _ = reset_by_its_peer(ledger, helped=helped)
+        renumber(server, which, count)
+        time.sleep(0.2)
         server.close()
 
 
@@ -770,13 +826,17 @@ def test_what_another_socket_received(tracers, ledger):
         for source, count in ((client, 1009), (server, 30011)):
             send(ledger, source, count)
             receive(ledger, back, count)
-    close(client, front, back, server)
+    server.close()
+    settle(*tracers.values())
+    told = [by_ports(tracer.rows()) for tracer in tracers.values()]
+    close(client, front, back)
     settle(*tracers.values())
     for fd in held:
         os.close(fd)
     truth = by_ports(ledger)
-    for kind, tracer in tracers.items():
-        found = by_ports(tracer.rows())
+    found = [by_ports(tracer.rows()) for tracer in tracers.values()]
+    assert found == told
+    for kind, found in zip(tracers, told):
         # It may count as received by the socket from which the process has it.
         lacks = {
             ports: [a - b for a, b in zip(truth[ports], found.get(ports, (0, 0)))]
@@ -805,6 +865,23 @@ def test_urgent_bytes_where_others_work_on_the_socket(tracers, ledger):
             assert (kind, above(tracer, ledger)) == (kind, {})
             assert tracer.missed
     forget(tracers)
+
+
+def test_undone_where_others_work_on_the_socket(tracers, ledger):
+    """And connected again, with something left that nobody has read."""
+    forget(tracers)
+    client, server = pair()
+    held = bpfsys.put_into_a_sockmap(server)
+    send(ledger, client, 2003)
+    receive(ledger, server, 3)
+    assert not LIBC.connect(server.fileno(), UNSPEC, len(UNSPEC))
+    with listener() as other:
+        server.connect(other.getsockname())
+        accepted, _ = other.accept()
+    move(ledger, server, accepted, 503)
+    close(client, server, accepted)
+    os.close(held)
+    assert_sums(tracers, ledger)
 
 
 def test_short_cut_in_the_kernel(tracers, ledger):
