@@ -131,15 +131,16 @@ def test_without_tracefs():
     assert (result.returncode, result.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("content", ("nothing", "noise", "a half"))
 @pytest.mark.parametrize(
-    "command, status",
+    "content, command, status",
     (
-        ([*COMMAND, "--probe", "kprobe", "0.2", "1"], 1),
-        ([*COMMAND, "-C", "0.2", "1"], 0),  # by socket diagnosis
-        (LIFE, 0),
+        ("nothing", [*COMMAND, "--probe", "kprobe", "0.2", "1"], 1),
+        ("nothing", [*COMMAND, "-C", "0.2", "1"], 0),  # by socket diagnosis
+        ("noise", [*COMMAND, "-C", "0.2", "1"], 0),
+        ("a half", [*COMMAND, "-C", "0.2", "1"], 0),
+        ("noise", LIFE, 0),
     ),
-    ids=("kprobe", "tcptop", "tcplife"),
+    ids=("kprobe", "tcptop", "noise", "a half", "tcplife"),
 )
 def test_btf_that_is_none(tmp_path, command, status, content):
     real = pathlib.Path(BTF).read_bytes()
