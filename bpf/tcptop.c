@@ -194,11 +194,11 @@ static __always_inline int at_inet_sock_set_state(void *sk, u8 from, u8 to)
 		if (begins || owned)
 			settle(position);
 		if (!begins) {
-			bool current = is_current(tp, position);
+			bool same = is_current(tp, position);
 
-			if (owned && current && !position->special)
+			if (owned && same && !position->special)
 				look_last(tp, position, true);
-			if (current && to == TCP_CLOSE)
+			if (same && to == TCP_CLOSE)
 				note_close(tp, position);
 			else if (owned && fin_queued(to))
 				close_sending(tp, position);

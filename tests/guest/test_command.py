@@ -298,8 +298,11 @@ def test_without_btf_headers_serve():
         stderr=subprocess.PIPE,
         text=True,
     )
-    lines = iter(process.stderr.readline, "")
-    assert any(line.startswith("tcptop: probes: kprobe") for line in lines)
+    notes = []
+    while not (notes and notes[-1].startswith("tcptop: probes: ")):
+        notes.append(process.stderr.readline())
+        assert notes[-1], notes
+    assert notes[-1].startswith("tcptop: probes: kprobe"), notes
     ledger = Ledger()
     client, server = pair()
     move(ledger, client, server, 10007)
