@@ -30,14 +30,15 @@ static __always_inline int at_send(void *sk)
 	u64 task = bpf_get_current_pid_tgid(), socket = (u64)sk;
 	u64 *sender = senders.lookup(&task);
 	struct position *position;
+	u32 write_seq;
 
 	if (sender && *sender) {
 		position = position_of((void *)*sender);
 		if (position) {
 			end_sending(position);
 			/* Such bytes are counted in the end, as far as 32 bits tell how many. */
-			if ((s32)(FIELD(u32, (void *)*sender, OFFSET_write_seq) -
-				  position->write_seq) < 0)
+			write_seq = FIELD(u32, (void *)*sender, OFFSET_write_seq);
+			if ((s32)(last_sent(position, write_seq) - position->write_seq) < 0)
 				count(EVENTS_MISSED);
 		}
 		*sender = 0;

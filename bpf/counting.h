@@ -11,7 +11,8 @@ struct glance {
 /*
  * The connection is not asked for where positions are in socket storage: that goes with its
  * socket, and that a process connects or disconnects the socket is never missed, as it happens
- * in no softirq. But an address may still be known when another socket has it.
+ * in no softirq; but for a socket in CLOSE, which always gets a closer look (note_close()). But an
+ * address may still be known when another socket has it.
  */
 #if defined(SOCKET_STORAGE) && !defined(TRACEPOINTS_PREEMPTED)
 #define GLANCE_CONNECTION(tp) 0

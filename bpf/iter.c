@@ -57,6 +57,15 @@ static __always_inline void look_at_urgent(void *tp, struct position *position, 
 		position->urgent_bytes += urgent_bytes(tp, position, mark, copied_seq);
 }
 
+/* The bytes that were read of all that a connection has received. */
+static __always_inline u64 rx_total(struct tcp_counters *at)
+{
+	bool fin = fin_read(at->flags, at->copied_seq, at->rcv_nxt) ||
+		   (is_ahead(at) && at->flags & SOCK_DONE);
+
+	return at->bytes_received - unread(at) - fin;
+}
+
 /* A session's totals. */
 struct totals {
 	u64 rx;
@@ -73,8 +82,7 @@ static __always_inline bool look(void *tp, struct position *position, struct tot
 {
 	struct tcp_counters at = READ_COUNTERS(FIELD, tp);
 	u32 connection = at.snd_una - (u32)at.bytes_acked;
-	bool read_fin = fin_read(at.flags, at.copied_seq, at.rcv_nxt) ||
-			(is_ahead(&at) && at.flags & SOCK_DONE);
+	bool read_fin = fin_read(at.flags, at.copied_seq, at.rcv_nxt);
 	bool sent_fin = fin_queued(at.state);
 	u32 rx, tx;
 
@@ -83,7 +91,7 @@ static __always_inline bool look(void *tp, struct position *position, struct tot
 		return false;
 	now->copied_seq = at.copied_seq;
 	now->write_seq = at.write_seq;
-	now->rx = at.bytes_received - unread(&at) - read_fin;
+	now->rx = rx_total(&at);
 	now->tx = at.bytes_acked + (u32)(at.write_seq - at.snd_una) - position->active - sent_fin;
 	if (position->stage == BEGUN) {
 		position->copied_seq = at.rcv_nxt - (u32)at.bytes_received;
@@ -374,13 +382,12 @@ static __always_inline struct position *meet(void *tp)
 	if (!session_matches(tp))
 		return 0;
 	if (state == TCP_CLOSE) { /* TCP_QUEUE_SEQ may set its sequence numbers, but no totals */
+		struct tcp_counters now = READ_COUNTERS(FIELD, tp);
+
 		noted.stage = KNOWN;
-		noted.connection = connection_of(tp);
+		noted.connection = now.snd_una - (u32)now.bytes_acked;
 		noted.send_closed = 1;
-		noted.rx_bytes = FIELD(u64, tp, OFFSET_bytes_received) -
-				 (u32)(FIELD(u32, tp, OFFSET_rcv_nxt) - noted.copied_seq);
-		noted.rx_bytes -= fin_read(FIELD(u64, tp, OFFSET_skc_flags), noted.copied_seq,
-					   FIELD(u32, tp, OFFSET_rcv_nxt));
+		noted.rx_bytes = rx_total(&now);
 	}
 	note_namespace(tp);
 	position = remember(tp, &noted);

@@ -186,8 +186,8 @@ static __always_inline int at_inet_sock_set_state(void *sk, u8 from, u8 to)
 		position = position_of(tp);
 	}
 	if (position && (begins || owned || to == TCP_CLOSE)) {
-		if (position->special &&
-		    begins) /* another connection: tcp_disconnect() came before */
+		/* Where another connection begins, tcp_disconnect() has reset the counters. */
+		if (position->special && begins)
 			end_special(tp, position);
 		else if (position->special)
 			sum_up(tp, position, to == TCP_CLOSE || fin_queued(to), false);

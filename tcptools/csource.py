@@ -29,7 +29,7 @@ BPF_F_NO_PREALLOC = 1
 # says which it is.
 PLACEHOLDER = 0x7C09106D
 # The number that stands for the address of the map `counters` until then.
-COUNTERS_ADDRESS = PLACEHOLDER + 1 << 32
+COUNTERS_ADDRESS = (PLACEHOLDER + 1) << 32
 # Macros of the text, of which each takes something that not every kernel has.
 ENTRY_TYPED, EVENT_TYPED, SOCKET_STORAGE = "ENTRY_TYPED", "EVENT_TYPED", "SOCKET_STORAGE"
 GRAFT = "GRAFT"
@@ -173,12 +173,17 @@ def first_text(tool: Tool, options: Common, scope: Scope) -> str:
     return text(tool, wanted_kinds(tool, options, btf)[0], options, scope, btf)
 
 
+def asked(options: Common) -> str:
+    """The kind of probe that is wanted; tcplife has no choice."""
+    return str(getattr(options, "probe", "auto"))
+
+
 def wanted_kinds(tool: Tool, options: Common, btf: Optional[Btf]) -> list[Kind]:
     """What to try for --probe, the best first; fentry takes its types from BTF."""
     return [
         kind
         for kind in tool.kinds
-        if getattr(options, "probe", "auto") in ("auto", kind.probe)
+        if asked(options) in ("auto", kind.probe)
         and (btf or ENTRY_TYPED not in kind.macros)
         # Storage is made where a connection begins, with preemption off, and comes from
         # kmalloc(), which may sleep in a real-time kernel.

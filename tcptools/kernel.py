@@ -297,5 +297,5 @@ def enter(namespace: int) -> bool:
 
 def system() -> str:
     """The kernel's release and machine, and Python's version, for -v."""
-    system = os.uname()
-    return f"Linux {system.release} {system.machine}, Python {sys.version.split()[0]}"
+    uname = os.uname()
+    return f"Linux {uname.release} {uname.machine}, Python {sys.version.split()[0]}"

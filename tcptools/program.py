@@ -15,7 +15,7 @@ from typing import Optional
 from tcptools import Failure, kernel, syscalls
 from tcptools.btf import Btf
 from tcptools.compiler import Compiled, Refused, compiled, with_maps
-from tcptools.csource import ENTRY_TYPED, EVENT_TYPED, Kind, Later, Tool, text, wanted_kinds
+from tcptools.csource import ENTRY_TYPED, EVENT_TYPED, Kind, Later, Tool, asked, text, wanted_kinds
 from tcptools.kernel import Scope
 from tcptools.options import Common
 from tcptools.syscalls import (
@@ -76,11 +76,6 @@ def load(tool: Tool, options: Common, scope: Scope) -> Attached:
         return _load(tool, options, scope, btf)
 
 
-def _asked(options: Common) -> str:
-    """The kind that is wanted; tcplife has no choice."""
-    return str(getattr(options, "probe", "auto"))
-
-
 def _load(tool: Tool, options: Common, scope: Scope, btf: Optional[Btf]) -> Attached:
     wanted = wanted_kinds(tool, options, btf)
     if not wanted and kernel.ftrace_is_off():
@@ -89,7 +84,6 @@ def _load(tool: Tool, options: Common, scope: Scope, btf: Optional[Btf]) -> Atta
         )
     with contextlib.suppress(ValueError, OSError):  # which counted maps before Linux 5.11
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY,) * 2)
-    asked = _asked(options)
     notes = [kernel.system()]
     number, complaint, kprobes = 0, "", False
     for kind in wanted:
@@ -110,11 +104,11 @@ def _load(tool: Tool, options: Common, scope: Scope, btf: Optional[Btf]) -> Atta
             for fd in fds:
                 os.close(fd)
             continue
-        reason = "the cheapest that works here" if asked == "auto" else "as asked"
+        reason = "the cheapest that works here" if asked(options) == "auto" else "as asked"
         attached.notes[:0] = [*notes, how]
         attached.notes.append(f"probes: {kind.probe}, {reason}")
         return attached
-    needs = "".join({kind.needs for kind in tool.kinds if kind.probe == asked})
+    needs = "".join({kind.needs for kind in tool.kinds if kind.probe == asked(options)})
     if number == errno.EACCES and kprobes and kernel.kprobes_are_for_root():
         raise Failure(
             "sysctl kernel.perf_event_paranoid is 3 or more, which leaves kprobes to root; 2 allows"
@@ -241,10 +235,10 @@ def _blame(options: Common, number: int, complaint: str, has_btf: bool, needs: s
             "this kernel attaches our probes but does not run them; are they disabled in"
             " /sys/kernel/debug/kprobes/enabled?"
         )
-    asked = _asked(options)
-    every = asked == "auto"
+    kind = asked(options)
+    every = kind == "auto"
     return (
-        f"this kernel does not take {'any of our' if every else asked} probes"
+        f"this kernel does not take {'any of our' if every else kind} probes"
         f"{f', which need {needs}' if needs else ''};"
         f"{'' if every else ' --probe auto takes the first kind that works,'}"
         " -v shows what the kernel says"

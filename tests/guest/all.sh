@@ -21,6 +21,7 @@ for file in command corners units privileges; do
     TCPTOP_KINDS=$PROBES pytest tests/guest/test_$file.py || status=$?
 done
 pytest tests/guest/test_kinds.py || status=$?
+# What a socket's owner can do to its numbers, with the other kinds as well.
 TCPTOP_KINDS=classic,iter pytest tests/guest/test_corners.py -k "reset or fast_open_that or undone or both" ||
     status=$?
 

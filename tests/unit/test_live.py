@@ -170,35 +170,23 @@ def test_without_the_library_for_widths_it_rolls(terminal):
     assert terminal.raw.count(b"1030    sshd") == 2
 
 
-def test_the_first_interval_is_a_part_of_the_grid():
-    import tcptop
-
-    now = 100.0
-    with mock.patch.object(tcptop.time, "monotonic", lambda: now):
-        pace = tcptop.Pace(5.0, 0.25)
-        assert pace.left() == 0.25
-        now = 100.25
-        assert pace.end() == 0.25 and pace.left() == 5.0
-        now = 101.25
-        pace.change(2.0)
-        assert pace.left() == 1.0, "from the end of the first"
-
-
 def test_a_longer_interval_counts_from_its_beginning():
     import tcptop
 
     now = 100.0
     with mock.patch.object(tcptop.time, "monotonic", lambda: now):
-        pace = tcptop.Pace(1.0, 1.0)
-        assert pace.left() == 1.0
-        now = 101.0
+        pace = tcptop.Pace(1.0, 0.25)
+        assert pace.left() == 0.25, "the first one is shorter"
+        now = 100.25
+        assert pace.end() == 0.25 and pace.left() == 1.0
+        now = 101.25
         assert pace.end() == 1.0 and pace.left() == 1.0
-        now = 101.5
+        now = 101.75
         pace.change(5.0)
         assert pace.left() == 4.5
         pace.change(0.2)
         assert pace.left() == pytest.approx(0.1), "the next one that is due"
-        now = 101.6
+        now = 101.85
         assert pace.end() == pytest.approx(0.6)
 
 
