@@ -56,7 +56,13 @@ def unit(path: str, links: Optional[Mapping[str, str]] = None) -> str:
     slices, and for users below their service manager the same again. `links` has the names of
     pods' containers as NAMESPACE/POD/CONTAINER, by their ids.
     """
-    parts = [part for part in path.split("/") if part]
+    # Seen from below, by who has a cgroup namespace of its own, a path goes up first.
+    parts = [part for part in path.split("/") if part not in ("", "..")]
+    return _container(parts, links) or _systemd_unit(parts)
+
+
+def _container(parts: Sequence[str], links: Optional[Mapping[str, str]] = None) -> str:
+    """The container, pod or machine in a path, "" if there is none."""
     pod = ""
     for place, part in enumerate(parts):
         if found := _POD.fullmatch(part):
@@ -72,12 +78,16 @@ def unit(path: str, links: Optional[Mapping[str, str]] = None) -> str:
             return f"lxc:{part[len('lxc.payload.') :]}"
         if parts[place - 1 : place] in (["lxc"], ["lxc.payload"]):
             return f"lxc:{part}"
-        if parts[place - 1 : place] == ["machine.slice"] and part.startswith("machine-"):
+        if (
+            parts[place - 1 : place] == ["machine.slice"]
+            and part.startswith("machine-")
+            and not part.endswith(".slice")  # as that of a pod of podman's, which is no machine
+        ):
             return f"machine:{_unescaped(part[len('machine-') :])}"
-    return f"pod:{pod}" if pod else _systemd_unit(parts)
+    return f"pod:{pod}" if pod else ""
 
 
-def _systemd_unit(parts: list[str]) -> str:
+def _systemd_unit(parts: Sequence[str]) -> str:
     for place, part in enumerate(parts):
         if part.endswith(".slice"):
             continue
@@ -100,7 +110,7 @@ def _unescaped(name: str) -> str:
 def process_path(text: bytes) -> str:
     """The path of a process' cgroup by the content of /proc/PID/cgroup.
 
-    That is the one of version 2, or systemd's of version 1, or the longest.
+    That is one in a container; or the one of version 2, or systemd's of version 1, or the longest.
     """
     paths: dict[str, str] = {}
     for line in text.decode("utf-8", "replace").split("\n"):
@@ -108,6 +118,10 @@ def process_path(text: bytes) -> str:
         controllers, colon, path = rest.partition(":")
         if colon:
             paths[controllers] = _existing(path)
+    # Where both versions are in use, not everyone puts containers into both.
+    for path in paths.values():
+        if _container(path.split("/")):
+            return path
     for controllers in ("", "name=systemd"):
         if paths.get(controllers, "/") != "/":
             return paths[controllers]
@@ -163,11 +177,18 @@ class Hierarchy:
             directory, path = waiting.pop()
             with suppress(OSError), os.scandir(directory) as entries:
                 for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
+                    if len(paths) < LIMIT and entry.is_dir(follow_symlinks=False):
                         name = os.fsencode(entry.name).decode("utf-8", "replace")
                         paths[entry.inode()] = f"{path}/{name}"
                         waiting.append((entry.path, f"{path}/{name}"))
         return paths
+
+
+def has_version_1() -> bool:
+    """Whether there are hierarchies of cgroup v1, beside the other or alone."""
+    with suppress(OSError), open("/proc/self/cgroup", "rb") as file:
+        return any(not line.startswith(b"0:") for line in file)
+    return False
 
 
 def hierarchy() -> Optional[Hierarchy]:
@@ -197,6 +218,8 @@ class Units:
     def __init__(self, path_of: Callable[[int], Optional[str]] = lambda _: None) -> None:
         """`path_of` may know the path of a cgroup that has gone, by its id."""
         self._hierarchy, self._path_of = hierarchy(), path_of
+        # Then a container may be in cgroups of version 1 alone.
+        self._is_mixed = has_version_1()
         self._names: dict[bytes, str] = {}
         self._older: dict[bytes, str] = {}
         # The paths of pods' containers that had no link yet.
@@ -209,7 +232,10 @@ class Units:
 
     def of(self, identity: bytes) -> str:
         """The unit of a session that learn() has seen."""
-        return self._names.get(identity[CGROUP]) or self._processes.get(identity[PID], NONE)
+        by_process = self._processes.get(identity[PID], NONE)
+        if self._is_mixed and by_process != NONE:
+            return by_process
+        return self._names.get(identity[CGROUP]) or by_process
 
     def learn(self, sessions: Sequence[Session]) -> bool:
         """Learn the units of an output's sessions, while their cgroups are there.
@@ -222,13 +248,16 @@ class Units:
         self._outputs += 1
         if self._hierarchy:
             if self._outputs == GENERATION or len(self._names) > LIMIT:
-                self._older, self._names, self._unlinked = self._names, {}, {}
+                self._older, self._names = self._names, {}
+                self._unlinked = {
+                    each: path for each, path in self._unlinked.items() if each in self._older
+                }
             if self._outputs == GENERATION:
                 self._look_at_all(self._hierarchy)
             self._learn_cgroups(named - self._names.keys(), self._hierarchy)
             changed = self._link(self._unlinked.keys() & named)
         known, self._processes = self._processes, {}
-        rest = cgroups - self._names.keys()
+        rest = cgroups if self._is_mixed else cgroups - self._names.keys()
         # Most have their cgroup's, so that mostly there is nothing left to look for.
         for pid in {who[PID] for _, _, who in sessions if who[CGROUP] in rest} if rest else ():
             found = _unit_of_process(pid)
@@ -238,8 +267,9 @@ class Units:
 
     def _look_at_all(self, tree: Hierarchy) -> None:
         self._outputs = 0
+        links = container_links()
         for cgroup, path in tree.walk().items():
-            self._note(cgroup.to_bytes(8, "big"), path)
+            self._note(cgroup.to_bytes(8, "big"), path, links)
 
     def _learn_cgroups(self, unknown: set[bytes], tree: Hierarchy) -> None:
         walked: Optional[dict[int, str]] = None
@@ -255,9 +285,9 @@ class Units:
                 path = walked.get(number)
             self._note(cgroup, path or self._path_of(number) or "")
 
-    def _note(self, cgroup: bytes, path: str) -> None:
-        self._names[cgroup] = unit(path)
-        if self._names[cgroup].startswith("pod:"):
+    def _note(self, cgroup: bytes, path: str, links: Optional[Mapping[str, str]] = None) -> None:
+        name = self._names[cgroup] = unit(path, links)
+        if name.startswith("pod:") and name == unit(path):
             self._unlinked[cgroup] = path
 
     def _link(self, unlinked: set[bytes]) -> bool:

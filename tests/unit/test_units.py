@@ -59,6 +59,9 @@ PATHS = {
     # podman
     f"/machine.slice/libpod-{C}.scope": "podman:4f1a2b3c4d5e",
     f"/machine.slice/libpod-{C}.scope/container": "podman:4f1a2b3c4d5e",
+    f"/machine.slice/machine-libpod_pod_{D}.slice/libpod-{C}.scope/container": (
+        "podman:4f1a2b3c4d5e"
+    ),
     f"/machine.slice/libpod-conmon-{C}.scope": "podman:4f1a2b3c4d5e",
     f"/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{C}.scope/container": (
         "podman:4f1a2b3c4d5e"
@@ -99,6 +102,10 @@ PATHS = {
     r"/machine.slice/machine-my\x2dbox.scope/payload/system.slice/x.service": "machine:my-box",
     r"/machine.slice/machine-qemu\x2d1\x2dvm.scope/libvirt/emulator": "machine:qemu-1-vm",
     "/machine.slice/systemd-nspawn@box.service/payload/init.scope": "systemd-nspawn@box.service",
+    # from within a cgroup namespace
+    "/../../system.slice/nginx.service": "nginx.service",
+    f"/../docker-{C}.scope": "docker:4f1a2b3c4d5e",
+    "/..": NONE,
     # others, and none
     "/openrc.sshd": "openrc.sshd",
     "/web": "web",
@@ -171,8 +178,15 @@ V1 = f"""\
     [
         ("0::/system.slice/nginx.service\n", "/system.slice/nginx.service"),
         ("0::/system.slice/nginx.service (deleted)\n", "/system.slice/nginx.service"),
-        (V1, "/system.slice/docker.service"),
-        (V1.replace("0::/system.slice/docker.service", "0::/"), f"/system.slice/docker-{C}.scope"),
+        (V1, f"/docker/{C}"),
+        (
+            f"1:name=systemd:/kubepods/burstable/pod{UID}/{C}\n0::/system.slice/containerd.service\n",
+            f"/kubepods/burstable/pod{UID}/{C}",
+        ),
+        (
+            "1:name=systemd:/system.slice/a.service\n0::/system.slice/b.service\n",
+            "/system.slice/b.service",
+        ),
         (f"4:memory:/docker/{C}\n3:cpu:/docker\n1:name=systemd:/\n0::/\n", f"/docker/{C}"),
         ("3:cpu:/a:b\n", "/a:b"),
         ("0::/a\x85b\rc\u2028\n", "/a\x85b\rc\u2028"),
@@ -210,6 +224,13 @@ def test_a_walk_has_the_paths_of_all_by_inode(tree):
     assert below[service.stat().st_ino] == "/part/system.slice/nginx.service"
 
 
+def test_a_walk_of_more_than_is_kept(tree, monkeypatch):
+    monkeypatch.setattr(units, "LIMIT", 10)
+    for number in range(20):
+        (tree / "system.slice" / f"{number}.service").mkdir()
+    assert len(Hierarchy(Mount("/", str(tree))).walk()) == 10
+
+
 def test_an_id_that_is_none_has_no_path(tree):
     try:
         assert Hierarchy(Mount("/", str(tree))).path(12345) is None
@@ -234,8 +255,9 @@ class Tree:
         return dict(self.paths)
 
 
-def made(monkeypatch, tree):
+def made(monkeypatch, tree, mixed=False):
     monkeypatch.setattr(units, "hierarchy", lambda: tree)
+    monkeypatch.setattr(units, "has_version_1", lambda: mixed)
     return Units()
 
 
@@ -319,6 +341,36 @@ def test_a_pod_whose_link_comes_later(monkeypatch, tmp_path):
     (tmp_path / f"web_prod_nginx-{C}.log").unlink()
     for _ in range(2 * GENERATION):
         assert learnt(found, 7) == ["pod:prod/web/nginx"]
+
+
+def test_names_of_pods_are_for_as_long_as_their_cgroups(monkeypatch, tmp_path):
+    """Also of those that move nothing, and if there was no link when they were seen first."""
+    monkeypatch.setattr(units, "LINKS", str(tmp_path))
+    tree = Tree({7: f"/kubepods/pod{UID}/{C}", 8: f"/kubepods/pod{UID}/{D}"})
+    found = made(monkeypatch, tree)
+    (tmp_path / f"web_prod_nginx-{C}.log").touch()
+    assert learnt(found, 7) == ["pod:prod/web/nginx"]
+    sessions = [session(cgroup=cgroup) for cgroup in (7, 8)]
+    for _ in range(2 * GENERATION):
+        found.learn([])
+        assert [found.of(each) for _, _, each in sessions] == [
+            "pod:prod/web/nginx",
+            f"pod:{UID}/{D[:12]}",
+        ]
+    tree.paths.clear()
+    for _ in range(GENERATION):
+        assert learnt(found, 8) == [f"pod:{UID}/{D[:12]}"]
+    (tmp_path / f"web_prod_sidecar-{D}.log").touch()
+    assert learnt(found, 8) == ["pod:prod/web/sidecar"]
+
+
+def test_a_container_in_version_1_alone(monkeypatch):
+    """Where both are in use, its runtime's service may be all that version 2 tells."""
+    text = f"1:name=systemd:/docker/{C}\n0::/system.slice/containerd.service\n".encode()
+    monkeypatch.setattr(units, "_unit_of_process", lambda _: unit(process_path(text)))
+    tree = Tree({7: "/system.slice/containerd.service"})
+    assert learnt(made(monkeypatch, tree, mixed=True), 7) == ["docker:4f1a2b3c4d5e"]
+    assert learnt(made(monkeypatch, tree), 7) == ["containerd.service"]
 
 
 @pytest.mark.parametrize("tree", [None, Tree({})])
