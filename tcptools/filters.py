@@ -42,7 +42,7 @@ def compiled(text: str) -> Filter:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return Filter(re.compile(expression, re.IGNORECASE).search, negated)
-    except (re.error, OverflowError, RecursionError) as error:
+    except (re.error, OverflowError, RecursionError, MemoryError) as error:
         return Filter(None, error=str(getattr(error, "msg", error)))
 
 
@@ -52,20 +52,25 @@ class _Expired(Exception):
 
 @contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """Raise _Expired in what takes more processor time; the module re asks for signals."""
+    """Raise _Expired in what takes more processor time, or more memory than there is.
+
+    The module re asks for signals. What takes memory takes the kernel's time.
+    """
 
     def expire(*_: Any) -> None:
         raise _Expired
 
-    before = signal.signal(signal.SIGVTALRM, expire)
+    before = signal.signal(signal.SIGPROF, expire)
     try:
-        signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
             yield
+        except MemoryError:
+            raise _Expired from None
         finally:
-            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
     finally:
-        signal.signal(signal.SIGVTALRM, before)
+        signal.signal(signal.SIGPROF, before)
 
 
 class Filtering:

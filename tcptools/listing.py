@@ -191,14 +191,15 @@ class Listing:
         # Each with what it was made for, in the order in which one is made of the other.
         self._sessions: tuple[Any, Sequence[session.Session]] = (None, ())
         self._filtered: tuple[Any, Filtering] = (None, Filtering((), "", str))
-        self._gathered: tuple[Any, Gathering, Sequence[Any]] = (None, Gathering(PLAIN, ()), ())
+        nothing = Filtering((), "", str)
+        self._gathered: tuple[Any, Gathering, Filtering] = (None, Gathering(PLAIN, ()), nothing)
         self._ranked: tuple[Any, Ranking] = (None, NOTHING)
         self._texts: dict[Any, Texts] = {}
 
     @property
     def working(self) -> bool:
         """Whether not all rows are found yet."""
-        return self._filtered[1].working or self._gathered[1].working
+        return any(each.working for each in (self._filtered[1], *self._gathered[1:]))
 
     def rows(self, picture: Picture, state: State) -> Listed:
         """The rows, as far as they are found in its time; there may be more then."""
@@ -217,8 +218,8 @@ class Listing:
         if self._ranked[0] != order:
             by = sizes(state.of, state.order, gathering.rows, self._unit_of)
             self._ranked = (order, Ranking(gathering.rows, by, largest))
-        working, error = filtering.working, filtering.error
-        listed = Listed(self._ranked[1], quiet, state.rows, passed, working, error)
+        working, error = filtering.working or quiet.working, filtering.error
+        listed = Listed(self._ranked[1], quiet.found, state.rows, passed, working, error)
         return self._with_selected(listed, state)
 
     def selected(self, picture: Picture, state: State, total: bool) -> Any:
@@ -256,9 +257,7 @@ class Listing:
         self._filtered[1].work(end)
         return self._filtered[1]
 
-    def _gather(
-        self, picture: Picture, state: State, end: float
-    ) -> tuple[Gathering, Sequence[Any]]:
+    def _gather(self, picture: Picture, state: State, end: float) -> tuple[Gathering, Filtering]:
         """The rows of these, and those that are quiet and pass."""
         kind, wanted = state.of, (self._filtered[0], state.of)
         if self._gathered[0] != wanted:
@@ -266,10 +265,11 @@ class Listing:
             total = state.measure == "total" and not state.narrowed
             gathering = Gathering(kind, self._filtered[1].found, picture.moved_before(kind, total))
             quiet = self._filtering(self._quiet(picture, state), state)
-            quiet.work(end)
-            self._gathered = (wanted, gathering, quiet.found)
-        self._gathered[1].work(end)
-        return self._gathered[1:]
+            self._gathered = (wanted, gathering, quiet)
+        _, gathering, quiet = self._gathered
+        gathering.work(end)
+        quiet.work(end)
+        return gathering, quiet
 
     def _passed(self, picture: Picture, state: State) -> Optional[Moved]:
         filtering = self._filtered[1]

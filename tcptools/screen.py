@@ -6,6 +6,7 @@ these few of ECMA-48 and xterm, while the host one logs in to often lacks the te
 """
 
 import os
+import select
 import signal
 import termios
 import time
@@ -82,6 +83,13 @@ def in_foreground(fd: int) -> bool:
         return os.tcgetpgrp(fd) == os.getpgrp()
     except OSError:
         return True  # Not the terminal that started us, so there is no job control on it.
+
+
+def has_hung_up(fd: int) -> bool:
+    """Whether nothing more will come from a terminal."""
+    poll = select.poll()
+    poll.register(fd, 0)
+    return bool(poll.poll(0))
 
 
 def painted(lines: Sequence[Line], columns: int, colors: bool) -> str:
@@ -170,7 +178,8 @@ class Screen:
                 self._try_again if self._unfinished else end,
             )
             left = 0.0 if self._live.working else max(0.0, due - time.monotonic())
-            woken = self._command.wait(left, KEYBOARD if self._mode else None)
+            typing = self._mode and self._live.state.keyboard
+            woken = self._command.wait(left, KEYBOARD if typing else None)
             if woken is Wake.ENDED:
                 return woken
             if woken is Wake.TYPED:
@@ -197,8 +206,7 @@ class Screen:
             typed = b""
         if typed:
             self._act(typed)
-        else:  # hung up
-            self._mode = None
+        elif has_hung_up(KEYBOARD):  # or a signal has taken it, or somebody else
             self._live.state = replace(self._live.state, keyboard=False)
             self._typed = b""
 

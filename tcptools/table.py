@@ -64,10 +64,16 @@ def width(text: str) -> int:
 
 def cut(text: str, columns: int) -> str:
     """The start of a visible() text that is not wider than so many columns."""
-    end = columns if text.isascii() else len(text)
-    while width(text[:end]) > columns:
-        end -= 1
-    return text[:end]
+    if text.isascii():
+        return text[: max(0, columns)]
+    from wcwidth import wcwidth
+
+    taken = 0
+    for end, c in enumerate(text):
+        taken += wcwidth(c)
+        if taken > columns:
+            return text[:end]
+    return text
 
 
 def dots(text: str, columns: int) -> str:

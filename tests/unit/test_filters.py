@@ -2,7 +2,10 @@
 """Filters that are typed: any text is one, and none takes longer than there is time."""
 
 import math
+import pathlib
 import signal
+import subprocess
+import sys
 import time
 from operator import itemgetter
 from unittest import mock
@@ -14,6 +17,8 @@ from hypothesis import strategies as st
 from tcptools import filters
 from tcptools.filters import SLOW, Filtering, compiled
 from tcptools.keys import LONGEST_FILTER
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def sessions(texts):
@@ -84,13 +89,36 @@ def test_any_text_is_a_filter(text, rows):
 
 @pytest.mark.parametrize("text", ["(a+)+$", "!(a|aa)*b$", "(.*)*(.*)*(.*)*Q"])
 def test_one_that_takes_too_long_filters_nothing_and_says_so(text):
-    before = signal.getsignal(signal.SIGVTALRM)
+    before = signal.getsignal(signal.SIGPROF)
     rows = sessions(["a" * 60 + "c"] * 1000)
     began = time.process_time()
     assert passing(text, rows) == (rows, SLOW)
     assert time.process_time() - began < 1
-    assert signal.getsignal(signal.SIGVTALRM) is before
-    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
+    assert signal.getsignal(signal.SIGPROF) is before
+    assert signal.getitimer(signal.ITIMER_PROF) == (0, 0)
+
+
+def test_one_that_takes_memory_filters_nothing_and_says_so():
+    """The time it takes is the kernel's, who finds the pages."""
+    text = r"""
+import resource, sys
+from tcptools.filters import SLOW, Filtering
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+filtering = Filtering([(0, 0, b"")], "(?:){4000000000}", lambda _: "a")
+filtering.work(1e18)
+assert filtering.error == SLOW
+# Or there is less memory than it wants.
+if sys.argv[1:]:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + (16 << 20),) * 2)
+    filtering = Filtering([(0, 0, b"")], "(?:){4000000000}", lambda _: "a")
+    filtering.work(1e18)
+    assert filtering.error == SLOW
+"""
+    command = [sys.executable, "-c", text, "limited"]
+    took = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert int(took) < 200_000, "KB"
 
 
 def test_one_that_takes_a_little_too_long_for_each_of_many(monkeypatch):

@@ -160,6 +160,19 @@ def test_who_is_quiet_has_to_pass_the_filter():
     assert Listing().rows(picture, State(measure="total")).quiet == []
 
 
+def test_many_who_are_quiet_are_found_a_little_at_a_time(monkeypatch):
+    monkeypatch.setattr(listing, "SHORT_PATIENCE", 0)
+    monkeypatch.setattr(listing, "PATIENCE", 0)
+    monkeypatch.setattr("tcptools.filters.STRIDE", 1)
+    picture, rows = picture_of(SESSIONS, SESSIONS[:1]), Listing()
+    looks = 0
+    while (listed := rows.rows(picture, State(filter="10"))).working:
+        looks += 1
+        assert rows.working
+    assert looks
+    assert sorted(row[2] for row in listed.quiet) == sorted(row[2] for row in SESSIONS[1:])
+
+
 def test_no_kind_of_row_begins_as_another():
     assert Gathering(PLAIN, SESSIONS).rows == SESSIONS
 

@@ -405,6 +405,19 @@ def test_without_a_keyboard(terminal):
         assert view.wait(0.01) is Wake.TIME
 
 
+def test_keys_that_somebody_else_has_taken(terminal):
+    """As a signal does, with what waits to be read: the keyboard is there still."""
+    mode = terminal.mode()
+    with screen_on(terminal) as view:
+        view.show(PLAIN, some(1))
+        with mock.patch("os.read", return_value=b""):
+            terminal.type(b"x")
+            assert view.wait(0.05) is Wake.TIME
+        terminal.type(b"q")
+        assert view.wait(5) is Wake.ENDED
+    assert terminal.mode() == mode
+
+
 def test_a_keyboard_that_hangs_up(terminal):
     other = Terminal()
     with screen_on(terminal, other.slave) as view:

@@ -117,6 +117,9 @@ def test_visible_text_is_as_wide_as_its_characters(text, encoding):
         ("猫", 1, ""),
         ("x\u0301x\u0301", 1, "x\u0301"),
         ("ab", 0, ""),
+        ("x\u0301y", 1, "x\u0301"),
+        ("plain", -1, ""),
+        ("猫", -1, ""),
     ],
 )
 def test_cut(text, columns, expected):

@@ -2,6 +2,7 @@
 """Frames that fit every window, whatever has been typed and whoever has chosen a name."""
 
 import re
+import time
 import unicodedata
 from unittest import mock
 
@@ -178,6 +179,19 @@ def test_any_frame_fits_any_window(
     still = live.remains(columns, lines)
     assert len(still) <= max(1, lines - 1)
     assert all(0 <= wcswidth(line) <= columns and line.isprintable() for line in still)
+
+
+def test_long_names_of_any_characters_take_no_time():
+    for text in ("a " * 1000 + "é" + "a " * 1000, "猫" * 1365, "x\u0301" * 2000):
+        live = view(some(1))
+        began = time.process_time()
+        with (
+            mock.patch.object(details, "command_line", return_value=text),
+            mock.patch.object(diagnosis, "diagnose", return_value=None),
+        ):
+            found = drawn(live, keys=[DOWN, "\n"])
+        assert time.process_time() - began < 1, "it was 4 to 40"
+        assert any(text[:20] in line.text for line in found)
 
 
 def test_hostile_names_in_details_and_filters():
