@@ -9,6 +9,7 @@ counted from one series to another would be to count it twice, for whoever takes
 import errno
 import os
 import stat
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Optional
@@ -56,6 +57,7 @@ class Series:
         # has most of them again.
         self._known: dict[Any, Optional[list[int]]] = {}
         self._missed = self._limited = 0
+        self._start = time.time()
 
     def _members(self, row: Any) -> dict[str, Any]:
         """The values by which a row is told from others."""
@@ -110,9 +112,15 @@ class Series:
             ),
         ):
             page += _head(name, kind, text) + f"{name} {value}\n".encode()
+        page += _head("tcptop_start_time_seconds", "gauge", "When the counters were 0.")
+        page += f"tcptop_start_time_seconds {self._start:.3f}\n".encode()
         page += _head("tcptop_build_info", "gauge", "The version of tcptop.")
         page += f'tcptop_build_info{{version="{VERSION}"}} 1\n'.encode()
         return bytes(page)
+
+
+class Removed(Failure):
+    """The directory of a file has been removed."""
 
 
 class Textfile:
@@ -134,7 +142,7 @@ class Textfile:
         self._last: Optional[tuple[int, int]] = None
 
     def replace(self, data: bytes) -> None:
-        """Have the file hold this. Raises Failure, and then it is as it was."""
+        """Have the file hold this. Raises Failure, and then it is as it was; Removed, for good."""
         try:
             found = self._identity()
             others = self._last and self._last != found
@@ -143,7 +151,10 @@ class Textfile:
         except OSError as error:
             with suppress(OSError):
                 os.unlink(self._beside, dir_fd=self._directory)
-            raise Failure(f"cannot write {self._path}: {error.strerror}") from None
+            removed = not os.stat(self._directory).st_nlink
+            raise (Removed if removed else Failure)(
+                f"cannot write {self._path}: {error.strerror}"
+            ) from None
         if others:
             raise Failure(f"{self._path} is written by another process, too")
 
@@ -183,12 +194,14 @@ class Exporter:
     def add(self, rows: Sequence[Any], missed: int) -> str:
         """Add an interval and write the file; what went wrong, if that is not as it was before.
 
-        Nothing that was added is lost then: the next output has it.
+        Nothing that was added is lost then: the next output has it. Raises Removed.
         """
         self._series.add(rows, missed)
         before, self._complaint = self._complaint, ""
         try:
             self._file.replace(self._series.page())
+        except Removed:
+            raise
         except Failure as error:
             self._complaint = str(error)
         return self._complaint if self._complaint != before else ""

@@ -52,7 +52,8 @@ def comms(names, kind=None, size=1):
     )
 
 
-def test_the_text():
+def test_the_text(monkeypatch):
+    monkeypatch.setattr("time.time", lambda: 1763690000.1234)
     kind = Sums(["unit", "comm"], lambda _: "ssh.service")
     series = Series(kind, 500)
     series.add(kind.of([session(1201, 220160), session(1, 0, ports=(22, 1))]), 3)
@@ -76,6 +77,9 @@ def test_the_text():
         " for want of series.\n"
         "# TYPE tcptop_series_limited_total counter\n"
         "tcptop_series_limited_total 0\n"
+        "# HELP tcptop_start_time_seconds When the counters were 0.\n"
+        "# TYPE tcptop_start_time_seconds gauge\n"
+        "tcptop_start_time_seconds 1763690000.123\n"
         "# HELP tcptop_build_info The version of tcptop.\n"
         "# TYPE tcptop_build_info gauge\n"
         f'tcptop_build_info{{version="{VERSION}"}} 1\n'
@@ -294,6 +298,17 @@ def test_a_write_that_fails_is_a_warning_once_and_nothing_is_lost(tmp_path, monk
     assert exporter.add(comms([b"a"], kind), 1) == ""
     found = samples((tmp_path / "a.prom").read_text())
     assert (found[RECEIVED][labels(comm="a")], found[MISSED][()]) == (4, 4)
+
+
+def test_a_directory_that_is_removed_ends_it(tmp_path):
+    """Another of its name is not found again, and so it would be written for nobody."""
+    kind = Sums(["comm"], lambda _: "-")
+    (tmp_path / "there").mkdir()
+    exporter = Exporter(Textfile(f"{tmp_path}/there/a.prom"), Series(kind, 9))
+    shutil.rmtree(tmp_path / "there")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(Failure, match=r"^cannot write .*/there/a\.prom: No such file"):
+        exporter.add(comms([b"a"], kind), 0)
 
 
 def test_another_writer_of_the_file_is_reported(tmp_path):
