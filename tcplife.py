@@ -46,8 +46,8 @@ def run(options: Tcplife, scope: Scope) -> None:
     while woken is not Wake.ENDED:
         woken = this.wait(INTERVAL)
         ended, missed = lives.drain()
-        # What the monotonic clock has to be set forward by to tell the time.
-        epoch = time.time_ns() - time.monotonic_ns()
+        # What the clock of lives has to be set forward by to tell the time.
+        epoch = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         if window:
             this.say("".join(text.window(ended, epoch, *size_of_window(1))))
         elif ended:

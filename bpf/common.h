@@ -42,6 +42,7 @@
 
 /* include/linux/sched.h, unchanged since 2.6.27 */
 #define PF_KTHREAD 0x00200000
+#define PF_WQ_WORKER 0x00000020
 
 /*
  * Whose traffic a row of the table is: a process' and a session's. Numbers are in network

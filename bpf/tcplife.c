@@ -14,10 +14,12 @@
 /* include/net/tcp_states.h */
 #define TCP_FIN_WAIT1 4
 #define TCP_LAST_ACK 9
+/* include/uapi/linux/in.h, IPPROTO_MPTCP */
+#define MULTIPATH_TCP 262
 
 /* What is known of a session before its end. */
 struct opened {
-	u64 time; /* monotonic clock, ns */
+	u64 time; /* ns since the boot */
 	u32 connection; /* see connection_of(); 0 until it is established */
 	u8 active; /* this side began it */
 	u8 syn; /* and sent a SYN, which TCP_REPAIR does not */
@@ -26,7 +28,7 @@ struct opened {
 
 /* A session that has ended, with all numbers in network byte order as those of its identity. */
 struct life {
-	u64 began; /* monotonic clock, ns */
+	u64 began; /* ns since the boot */
 	u64 ended;
 	u64 rx_bytes;
 	u64 tx_bytes;
@@ -41,11 +43,16 @@ BPF_F_TABLE("hash", u64, struct opened, open, ANY_SIZE, 0);
  */
 BPF_RINGBUF_OUTPUT(lives, ANY_SIZE);
 
-/* Multipath TCP opens and closes its sessions in threads of the kernel. */
+/*
+ * Whether what runs is nobody's process: a thread that does whatever work the kernel has put off,
+ * as opening NFS' connections, or one in which Multipath TCP opens and closes its sessions.
+ */
 static __always_inline bool is_helper(u64 socket)
 {
-	return FIELD(u64, (void *)socket, OFFSET_icsk_ulp_ops) &&
-	       FETCH(u32, bpf_get_current_task(), OFFSET_flags) & PF_KTHREAD;
+	u32 flags = FETCH(u32, bpf_get_current_task(), OFFSET_flags);
+
+	return flags & PF_WQ_WORKER ||
+	       (flags & PF_KTHREAD && FIELD(u64, (void *)socket, OFFSET_icsk_ulp_ops));
 }
 
 /*
@@ -54,7 +61,7 @@ static __always_inline bool is_helper(u64 socket)
  */
 static __always_inline bool begin(u64 socket, bool active)
 {
-	struct opened opened = {.time = bpf_ktime_get_ns(), .active = active};
+	struct opened opened = {.time = bpf_ktime_get_boot_ns(), .active = active};
 	u32 pid = bpf_get_current_pid_tgid() >> 32;
 
 	if (FIELD(u16, (void *)socket, OFFSET_sk_protocol) != IPPROTO_TCP)
@@ -119,7 +126,7 @@ static __always_inline void end(u64 socket, u8 state)
 {
 	void *tp = (void *)socket;
 	struct opened *opened = open.lookup(&socket);
-	u64 now = bpf_ktime_get_ns();
+	u64 now = bpf_ktime_get_boot_ns();
 	struct life *life;
 
 	if (!opened)
@@ -131,10 +138,15 @@ static __always_inline void end(u64 socket, u8 state)
 	}
 	/*
 	 * Nobody had accepted it yet. One that does not even get out of SYN_RECV lost its place to
-	 * another for the same session (inet_ehash_nolisten(), net/ipv4/inet_hashtables.c).
+	 * another for the same session (inet_ehash_nolisten(), net/ipv4/inet_hashtables.c), unless
+	 * its SYN had data.
 	 */
-	if (!opened->identity.pid && (state == TCP_SYN_RECV || !nobody_matches()))
-		goto out;
+	if (!opened->identity.pid) {
+		if (state == TCP_SYN_RECV && !FIELD(u64, tp, OFFSET_bytes_received))
+			goto out;
+		if (!nobody_matches())
+			goto out;
+	}
 	life = lives.ringbuf_reserve(sizeof(*life));
 	if (life) {
 		life->began = bpf_htonll(opened->time);
@@ -166,7 +178,7 @@ static __always_inline bool changes(u64 socket, u8 from, u8 to)
 		claim(socket);
 	else if (to == TCP_CLOSE && session_matches((void *)socket))
 		end(socket, from);
-	if (to == TCP_ESTABLISHED)
+	if (to == TCP_ESTABLISHED || from == TCP_SYN_RECV) /* it may be closed before */
 		establish(socket);
 	if (to == TCP_ESTABLISHED || to == TCP_CLOSE)
 		if (!session_matches((void *)socket))
@@ -207,10 +219,17 @@ static __always_inline int make_up(u64 socket, u8 from, u8 to)
 	return 0;
 }
 
-/* accept(2) gives the socket to its process (sock_graft(), include/net/sock.h). */
+/*
+ * accept(2) gives the socket to its process (sock_graft(), include/net/sock.h). Of Multipath TCP
+ * that is the one above the session's.
+ */
 static __always_inline int at_graft(void *sk)
 {
 	count(LOOKS_PROVED);
+#ifdef OFFSET_first_subflow
+	if (FIELD(u16, sk, OFFSET_sk_protocol) == MULTIPATH_TCP)
+		sk = FETCH(void *, sk, OFFSET_first_subflow);
+#endif
 	claim((u64)sk);
 	return 0;
 }

@@ -46,10 +46,12 @@ FIELDS = {
     "nsproxy": ("mnt_ns",),
     "mnt_namespace": ("ns.inum",),
 }
-# Fields that some kernels have: those with IPv6, and those with cgroups, of which ancestor_ids is
-# there up to Linux 6.0, where --cgroup needs it: 5.10 has no helper for it in tracing programs.
+# Fields that some kernels have: those with IPv6, with Multipath TCP, and with cgroups, of which
+# ancestor_ids is there up to Linux 6.0, where --cgroup needs it: 5.10 has no helper for it in
+# tracing programs.
 OPTIONAL_FIELDS = {
     "sock_common": ("skc_v6_daddr", "skc_v6_rcv_saddr"),
+    "mptcp_sock": ("first as first_subflow",),
     "task_struct": ("cgroups",),
     "css_set": ("dfl_cgrp",),
     "cgroup": ("level", "ancestor_ids", "ancestors", "kn", "root"),
@@ -131,6 +133,12 @@ class Btf:
         """
         storage = self.struct("bpf_local_storage")
         return bool(storage and self.offset(storage, "owner_refcnt") is not None)
+
+    def ring_buffers_sleep(self) -> bool:
+        """Whether the lock of a ring buffer sleeps in a real-time kernel, as it does before Linux
+        6.12 (8b62645b09f8, struct bpf_ringbuf), while programs of tracepoints must not."""
+        ring = self.struct("bpf_ringbuf")
+        return bool(ring and self.offset(ring, "spinlock.raw_lock") is None)
 
     def _find(self, name: str, kind: int) -> Optional[int]:
         type_id = self._lib.btf__find_by_name_kind(self._btf, name.encode(), kind)

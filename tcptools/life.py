@@ -105,7 +105,7 @@ class Text:
         return f"{times}{self._layout.header()}\n"
 
     def lines(self, lives: Iterable[Life], epoch: int) -> Iterator[str]:
-        """The sessions' lines; `epoch` is the realtime clock less the monotonic, in ns."""
+        """The sessions' lines; `epoch` is the realtime clock less that of lives, in ns."""
         options, form = self._options, self._form
         for life in lives:
             if options.form == "json":

@@ -5,12 +5,18 @@ bcc would call a function for each record, which takes longer than all that is d
 """
 
 import mmap
+import threading
 from struct import Struct
 from typing import Any
 
 # What comes before a record: the size of the rest and, until it is complete, this bit.
 HEADER = 8
 BPF_RINGBUF_BUSY_BIT = 1 << 31
+
+
+# Held all the time but in _barrier().
+_LOCK = threading.Lock()
+_LOCK.acquire()
 
 
 class Ring:
@@ -34,12 +40,24 @@ class Ring:
     def take(self) -> list[Any]:
         """All complete records since the last call, in order."""
         begin, end = self._read[0], self._written[0]
+        _barrier()
         at, size = begin % self._size, self._record.size
         data = self._data[at : at + end - begin]
         headers = data.cast("I")[:: size // 4].tolist()
+        _barrier()
         busy = BPF_RINGBUF_BUSY_BIT | size - HEADER
         if busy in headers:
             data = data[: headers.index(busy) * size]
         records = list(self._record.iter_unpack(data))
+        _barrier()
         self._read[0] = begin + len(data)
         return records
+
+
+def _barrier() -> None:
+    """What is before this happens before what comes after, on arm64 as well.
+
+    A release and then an acquisition are passed by no access to memory.
+    """
+    _LOCK.release()
+    _LOCK.acquire()

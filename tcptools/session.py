@@ -22,9 +22,9 @@ Session = tuple[int, int, bytes]
 Row = TypeVar("Row", bound=tuple[Any, ...])
 
 
-# A session that has ended, struct life of bpf/tcplife.c: its beginning and end in ns of the
-# monotonic clock, the bytes of payload that it received and that its peer acknowledged, and
-# whose it is, see WHO.
+# A session that has ended, struct life of bpf/tcplife.c: its beginning and end in ns since the boot
+# (CLOCK_BOOTTIME, which goes on in suspend), the bytes of payload that it received and that its
+# peer acknowledged, and whose it is, see WHO.
 Life = tuple[int, int, int, int, int, int, int, int, bytes, bytes, bytes]
 
 

@@ -33,6 +33,7 @@ class Ends(Polled):
     def drain(self) -> tuple[list[Life], int]:
         """The sessions that ended since the last call, in order, and how many more there were."""
         began = time.monotonic()
+        asleep = time.clock_gettime(time.CLOCK_BOOTTIME) - began  # in all suspends since the boot
         looks = began >= self._next_look
         ended: list[Life] = []
         for tcp, end, received, acknowledged in self.look(looks)[1]:
@@ -40,7 +41,7 @@ class Ends(Polled):
             if not tcp.began or not task.passes:
                 continue  # it was there before the start
             lport, rport, laddr, raddr = NAMES.unpack(tcp.names)
-            times = (int(tcp.began * 1e9), int(end * 1e9))
+            times = (int((tcp.began + asleep) * 1e9), int((end + asleep) * 1e9))
             # What is received may be FIN as well, and what is acknowledged SYN and FIN.
             got = max(tcp.rx, received - 1)
             sent = tcp.tx if tcp.tx <= acknowledged else max(0, acknowledged - 1)

@@ -2,7 +2,10 @@
 """The sessions that have ended, as tracepoints report them."""
 
 import struct
+from contextlib import closing
 
+from tcptools import Failure, kernel
+from tcptools.btf import Btf
 from tcptools.csource import ENTRY_TYPED, GRAFT, Kind, Tool
 from tcptools.kernel import Scope
 from tcptools.options import Tcplife
@@ -39,6 +42,10 @@ class Lives:
     losses = "sessions not shown: too many began or ended at once"
 
     def __init__(self, options: Tcplife, scope: Scope) -> None:
+        if kernel.realtime():
+            with closing(Btf()) as btf:
+                if btf.ring_buffers_sleep():
+                    raise Failure("in this real-time kernel ring buffers sleep, before Linux 6.12")
         self._programs = load(TOOL, options, scope)
         self.capabilities: tuple[int, ...] = ()  # all comes through shared memory
         self.notes, self.warnings = self._programs.notes, self._programs.warnings

@@ -9,7 +9,19 @@ import subprocess
 import time
 
 import pytest
-from diagnosed import COMM, LOOPBACK, NOBODY, PATIENCE, PYTHON, ROOT, Ledger
+from diagnosed import (
+    COMM,
+    LOOPBACK,
+    NOBODY,
+    PATIENCE,
+    PYTHON,
+    ROOT,
+    SENDER,
+    Ledger,
+    child,
+    tell,
+)  # fmt: skip
+from test_diag_corners import RESET
 
 from tcptools import kernel
 from tcptools.options import Tcplife
@@ -25,6 +37,10 @@ of_each_family = pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_IN
 def watching(*arguments):
     options = parse(Tcplife, list(arguments))
     return Ends(options, kernel.scope(options))
+
+
+def since_the_boot():
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def ends_of(source, ledger, sessions):
@@ -52,7 +68,7 @@ def end(ledger, pair):
 
 @of_each_family
 def test_a_session_that_was_seen(family):
-    ledger, source, began = Ledger(), watching(), time.monotonic_ns()
+    ledger, source, began = Ledger(), watching(), since_the_boot()
     pair = ledger.pair(family)
     ledger.move(*pair, 1237)
     source._next_look = 0.0
@@ -65,7 +81,43 @@ def test_a_session_that_was_seen(family):
         assert ledger.truth[ports][0] - life[2] in (0, 1)
         assert (who.pid, who.comm, who.laddr) == (os.getpid(), COMM, LOOPBACK[family])
         # The kernel's clock of a socket has steps of up to 10 ms.
-        assert began - 2e7 <= life[0] <= life[1] - 5e8 and life[1] <= time.monotonic_ns()
+        assert began - 2e7 <= life[0] <= life[1] - 5e8 and life[1] <= since_the_boot()
+
+
+def test_a_session_that_is_reset_ends_then():
+    """Its process may keep the socket for long."""
+    ledger, source = Ledger(), watching()
+    one, other = ledger.pair()
+    ledger.move(one, other, 10)
+    source._next_look = 0.0
+    source.drain()
+    reset = since_the_boot()
+    other.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    other.close()
+    for _ in range(4):
+        time.sleep(0.25)
+        source._next_look = 0.0
+        source.drain()
+    one.close()
+    found = {}
+    while ledger.keys[one] not in found:
+        found |= {(life[6], life[7]): life for life in source.drain()[0]}
+        time.sleep(0.02)
+    assert 0 <= found[ledger.keys[one]][1] - reset < 6e8
+
+
+def test_a_session_of_a_process_that_has_ended():
+    ledger, source = Ledger(), watching()
+    one, other = ledger.pair()
+    with child(SENDER, one) as process:
+        tell(process, 10)
+        one.close()
+        source._next_look = 0.0
+        source.drain()
+        pid = process.pid
+    ledger.truth[ledger.keys[one]][1] = ledger.read(other, 10)
+    other.close()
+    assert ends_of(source, ledger, 2)[ledger.keys[one]][1].pid == pid
 
 
 def test_a_session_shorter_than_a_look():
