@@ -27,17 +27,17 @@ def received_by(state: int, unread: int, received: int) -> int:
     return received - unread - (not unread and state in PEER_DONE)
 
 
-def sent_by(reading: Reading, state: int) -> int:
-    """The bytes that TCP has accepted from a process.
+def sent_by(reading: Reading, state: int, over: bool = False) -> int:
+    """The bytes that TCP has accepted from a process; `over`: and our FIN has been acknowledged.
 
     tcpi_bytes_sent has no FIN, but tcpi_notsent_bytes has it (write_seq - snd_nxt in
     tcp_get_info(), net/ipv4/tcp.c). What is dropped on this host is sent again without being
     retransmitted, so it is counted twice; then what is acknowledged and waits for that is the
-    truth, to the SYN of the one who connected.
+    truth, to the SYN of the one who connected, and the FIN.
     """
     _, _, queues, progress, unsent, sending = reading
     sent, again = PAIR.unpack(sending)
     total: int = sent - again + unsent - (unsent > 0 and state in WE_DONE)
     most: int = PAIR.unpack(progress)[0] + QUEUES.unpack(queues)[1]
     most -= state in WE_DONE or state == FIN_WAIT2
-    return total if total <= most else most - 1
+    return total if total <= most else most - 1 - over

@@ -2,6 +2,7 @@
 """What this kernel permits, and things of it that users name: pinned maps, cgroups, namespaces."""
 
 import ctypes
+import errno
 import os
 import re
 import sys
@@ -232,7 +233,10 @@ def _namespaces_of_processes() -> Iterator[tuple[int, str]]:
 
 
 def network_namespaces() -> Iterator[None]:
-    """Be in our own network namespace, then enter each other one that has a process."""
+    """Be in our own network namespace, then enter each other one that has a process.
+
+    Raises OSError if no more files can be opened.
+    """
     seen = [os.stat("/proc/self/ns/net").st_ino]
     yield
     with _restored_namespace() as libc:
@@ -241,7 +245,9 @@ def network_namespaces() -> Iterator[None]:
                 continue
             try:
                 namespace = os.open(path, os.O_RDONLY)
-            except OSError:
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    raise
                 continue
             entered = not libc.setns(namespace, CLONE_NEWNET)
             os.close(namespace)

@@ -11,7 +11,8 @@ import time
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple, Optional
 
-from tcptools.sockdiag import open_socket
+from tcptools import privileges
+from tcptools.sockdiag import KERNEL, open_socket
 
 SO_RCVBUFFORCE, SO_MEMINFO = 33, 55
 # The ninth word of SO_MEMINFO: messages that a socket had no room for (sk_get_meminfo()).
@@ -21,6 +22,8 @@ DESTROY_GROUPS = {int(socket.AF_INET): 1, int(socket.AF_INET6): 3}
 # Bytes for notices: 25 000 of them, or as many as an ordinary user may have.
 ROOM = 1 << 25
 NOTICE = 4096  # bytes, more than one takes
+# Notices that wait to be looked at; it may be long until the next output.
+KEPT = 65536
 # Seconds between two looks at notices while there are some.
 PAUSE = 0.05
 # Seconds by which a notice may be taken in late, and be taken for one of something that moved
@@ -48,6 +51,7 @@ class Notices:
     _poll: ClassVar[Optional[select.epoll]] = None
 
     def __init__(self, families: Sequence[int]) -> None:
+        self._lost = 0
         self._socket, self._lock, self._drops = open_socket(), threading.Lock(), 0
         self._taken: list[Notice] = []
         for option in (SO_RCVBUFFORCE, socket.SO_RCVBUF):
@@ -70,6 +74,7 @@ class Notices:
 
     @classmethod
     def _listen(cls, poll: select.epoll) -> None:
+        privileges.give_up(())  # each thread has its own
         while True:
             for fd, _ in poll.poll():
                 if notices := cls._open.get(fd):
@@ -79,10 +84,16 @@ class Notices:
     def _take(self) -> None:
         """Take in what has come."""
         with self._lock:
-            take, receive, now = self._taken.append, self._socket.recv, time.monotonic()
+            take, receive, now = self._taken.append, self._socket.recvfrom, time.monotonic()
             while True:
                 try:
-                    take(Notice(now, receive(NOTICE)))
+                    data, (sender, _) = receive(NOTICE)
+                    if sender != KERNEL:
+                        continue  # who owns the network namespace may send something as well
+                    if len(self._taken) < KEPT:
+                        take(Notice(now, data))
+                    else:
+                        self._lost += 1
                 except BlockingIOError:
                     return
                 except OSError as error:
@@ -99,6 +110,7 @@ class Notices:
 
     def missed(self) -> int:
         """How many there was no room for since the last call."""
+        lost, self._lost = self._lost, 0
         found = self._socket.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, MEMINFO.size)
         before, self._drops = self._drops, MEMINFO.unpack(found)[SK_MEMINFO_DROPS]
-        return (self._drops - before) & 0xFFFFFFFF
+        return lost + ((self._drops - before) & 0xFFFFFFFF)

@@ -21,7 +21,7 @@ from tcptools.privileges import (
 )
 from tcptools.sockdiag import port_filter
 from tcptools.sockets import End, Movement, Sockets, Tcp
-from tcptools.tasks import NOBODY, Task, Tasks
+from tcptools.tasks import NOBODY, UNKNOWN, Task, Tasks
 
 # Seconds between two looks for network namespaces.
 NAMESPACES_EVERY = 5.0
@@ -89,13 +89,18 @@ class Polled:
             return
         self._next_search = now + NAMESPACES_EVERY
         before, self._namespaces = self._namespaces, {}
-        for _ in kernel.network_namespaces():
-            inode = os.stat("/proc/thread-self/ns/net").st_ino
-            if inode in before:
-                self._namespaces[inode] = before.pop(inode)
-                continue
-            new = self._namespaces[inode] = self._sockets()
-            self._missed += new.existing
+        try:
+            for _ in kernel.network_namespaces():
+                inode = os.stat("/proc/thread-self/ns/net").st_ino
+                if inode in before:
+                    self._namespaces[inode] = before.pop(inode)
+                    continue
+                new = self._namespaces[inode] = self._sockets()
+                self._missed += new.existing
+        except (OSError, Failure):  # there are too many for the files that we may have
+            self._missed += 1
+            self._namespaces.update(before)
+            return
         for gone in before.values():
             gone.close()
 
@@ -120,9 +125,15 @@ class Polled:
         return missed
 
     def task(self, tcp: Tcp) -> tuple[int, Task]:
-        """The process of a socket, NOBODY if it is not known, and what is known of it."""
-        pid = tcp.owner.pid if tcp.owner else NOBODY
-        return pid, self._tasks.task(pid, tcp.cgroup)
+        """The process of a socket, NOBODY if it is not known, and what is known of it.
+
+        Of one that has ended, or closed it, that is as of then.
+        """
+        if tcp.owner and (found := self._tasks.task(tcp.owner.pid)):
+            tcp.seen = (tcp.owner.pid, found)
+        elif tcp.seen[1] is UNKNOWN:
+            return NOBODY, self._tasks.nobody(tcp.cgroup)
+        return tcp.seen
 
     def _find_owners(self, movements: Iterable[Movement]) -> None:
         """Look for the processes of sockets that have none, or none any more."""
@@ -143,8 +154,9 @@ class Polled:
         visible = [inode for inode, tcp in wanted.items() if self._sees_all or tcp.uid == mine]
         found = self._owners.find(visible)
         for inode, tcp in wanted.items():
-            # One that has been closed keeps its process.
-            tcp.owner = found.get(inode, tcp.owner)
+            tcp.owner = found.get(inode)
+            if tcp.owner:
+                self.task(tcp)  # for when it has ended
             self._check_later(tcp, now)
 
     @staticmethod

@@ -23,8 +23,8 @@ import errno
 import os
 import resource
 import struct
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 from tcptools import Failure
 from tcptools.syscalls import SYS_BPF
@@ -44,12 +44,17 @@ BPF_MAP_LOOKUP_ELEM = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def permitted() -> int:
-    """The capabilities that this process may use, a bit each."""
+def _capabilities() -> tuple[int, int]:
+    """The capabilities of this thread that are effective, and that may be, a bit each."""
     data = ctypes.create_string_buffer(DATA.size)
     _libc.capget(HEADER, data)
     found = DATA.unpack(data.raw)
-    return int(found[1] | found[4] << 32)
+    return int(found[0] | found[3] << 32), int(found[1] | found[4] << 32)
+
+
+def permitted() -> int:
+    """The capabilities that this thread may use, a bit each."""
+    return _capabilities()[1]
 
 
 def _set(effective: int, allowed: int) -> None:
@@ -77,6 +82,17 @@ def _may_be_realtime() -> bool:
     except (ValueError, OSError):
         return False
     return True
+
+
+@contextmanager
+def without(number: int) -> Iterator[None]:
+    """Have a capability in no effect meanwhile."""
+    effective, allowed = _capabilities()
+    _set(effective & ~(1 << number), allowed)
+    try:
+        yield
+    finally:
+        _set(effective, allowed)
 
 
 def give_up(needed: Iterable[int]) -> None:

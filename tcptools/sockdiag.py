@@ -50,8 +50,10 @@ Reading = tuple[int, int, bytes, bytes, int, bytes]
 
 # Bytes of a reply that the kernel fills at most (netlink_recvmsg()).
 BLOCK = 1 << 15
-# Sockets asked for at once: the replies have to fit into the smallest receive buffer.
-BATCH = 32
+# Sockets asked for at once, and bytes of a receive buffer that the replies fit into.
+BATCH, ROOM = 32, 1 << 16
+# What the kernel itself is called by netlink.
+KERNEL = 0
 # Bytes of a program for the kernel, so that with its header a __u16 holds its length.
 MOST_BYTECODE = 0xFFF8
 
@@ -132,13 +134,15 @@ class Parser:
         self.done = False
         while at < len(data):
             size, kind = HEADER.unpack_from(data, at)[:2]
+            step = size + 3 & ~3
+            if not HEADER.size <= step <= len(data) - at:
+                return  # it was longer than the buffer, and what is there is only its beginning
             if kind in (NLMSG_DONE, NLMSG_ERROR):
                 number = -CODE.unpack_from(data, at + HEADER.size)[0]
                 if number > 0:
                     raise OSError(number, f"socket diagnosis: {os.strerror(number)}")
                 self.done = True
                 return
-            step = size + 3 & ~3
             layout = self.layout(data[at : at + step])
             if not layout:
                 at += step
@@ -197,6 +201,7 @@ class Inquiry:
             else b""
         )
         self._socket, self._parser = open_socket(), Parser()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, ROOM)
         self._buffer = memoryview(bytearray(BLOCK))
 
     def close(self) -> None:
@@ -209,6 +214,13 @@ class Inquiry:
         what = (family, socket.IPPROTO_TCP, 1 << INET_DIAG_INFO - 1, STATES, who)
         return REQUEST.pack(*header, number, 0, *what) + attribute
 
+    def _receive(self) -> memoryview:
+        """What the kernel says next. Who owns the network namespace may send something as well."""
+        while True:
+            size, (sender, _) = self._socket.recvfrom_into(self._buffer)
+            if sender == KERNEL:
+                return self._buffer[:size]
+
     def dump(self, family: int) -> Iterator[Block]:
         """All sockets of a family; a block is valid until the next one is asked for.
 
@@ -218,7 +230,7 @@ class Inquiry:
         self._socket.send(self._request(family, NLM_F_DUMP, 0))
         self._parser.done = False
         while not self._parser.done:
-            yield from self._parser.blocks(self._buffer[: self._socket.recv_into(self._buffer)])
+            yield from self._parser.blocks(self._receive())
 
     def again(self, wanted: Sequence[tuple[int, bytes]]) -> Iterator[Block]:
         """Sockets by family and id, each in a block of its own if it is still there."""
@@ -226,9 +238,8 @@ class Inquiry:
             batch = wanted[begin : begin + BATCH]
             self._socket.send(b"".join(self._request(family, 0, 0, who) for family, who in batch))
             for _ in batch:
-                size = self._socket.recv_into(self._buffer)
                 try:
-                    yield from self._parser.blocks(self._buffer[:size])
+                    yield from self._parser.blocks(self._receive())
                 except OSError as error:
                     if error.errno not in (errno.ENOENT, errno.ESTALE):
                         raise

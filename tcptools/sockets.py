@@ -8,6 +8,7 @@ from typing import NamedTuple, Optional
 from tcptools.counters import WE_DONE, received_by, sent_by
 from tcptools.notices import LATE, Notice, Notices
 from tcptools.owners import Owner
+from tcptools.privileges import CAP_NET_ADMIN, without
 from tcptools.sockdiag import (
     AGES,
     ESTABLISHED,
@@ -22,6 +23,7 @@ from tcptools.sockdiag import (
     Parser,
     Reading,
 )
+from tcptools.tasks import NOBODY, UNKNOWN
 
 NAMES = NAMES_END - ID
 # Milliseconds: a socket that was at rest for so long did not change while it was looked at.
@@ -35,24 +37,28 @@ class Tcp:
     """A socket: what is known of its connection, and how much of that has been reported."""
 
     __slots__ = (
-        "began", "cgroup", "check", "family", "identity", "inode", "names", "owner", "reading",
-        "received", "rx", "task", "turn", "tx", "uid", "wait",
+        "acknowledged", "began", "cgroup", "check", "family", "identity", "inode", "names", "owner",
+        "reading", "received", "rx", "seen", "task", "turn", "tx", "uid", "wait",
     )  # fmt: skip
 
     def __init__(self, family: int, names: bytes) -> None:
         self.family, self.names = family, names  # ports and addresses as in inet_diag_sockid
         self.reading: Optional[Reading] = None
-        self.rx = self.tx = self.received = self.turn = 0
+        self.rx = self.tx = self.acknowledged = self.received = self.turn = 0
         # When it was there already, in seconds of the monotonic clock; 0 if before the start.
         self.began = 0.0
         self.inode = self.uid = self.cgroup = 0
         self.owner: Optional[Owner] = None
+        # The process that had it last, and what was known of that one.
+        self.seen = (NOBODY, UNKNOWN)
         self.task, self.identity = (0, b""), b""  # the process it was reported for, and how
         self.check = self.wait = 0.0  # when to look for its owner again, and how long after that
 
-    def is_over(self, names: bytes, received: int) -> bool:
-        """Whether the socket has another connection now, which has received so much."""
-        return self.names[:4] != names[:4] or received < self.received
+    def is_over(self, family: int, names: bytes, acknowledged: int, received: int) -> bool:
+        """Whether the socket has another connection now, which has moved so much."""
+        # IPV6_ADDRFORM makes one of IPv4 of a socket of IPv6, of the same ports.
+        same = self.names == names if self.family == family else self.names[:4] == names[:4]
+        return not same or received < self.received or acknowledged < self.acknowledged
 
 
 class Movement(NamedTuple):
@@ -87,7 +93,8 @@ class Sockets:
         self, families: Sequence[int], bytecode: bytes, passes: Callable[[bytes], bool], most: int
     ) -> None:
         self._families, self._passes, self._most = families, passes, most
-        self._notices, self._inquiry = Notices(families), Inquiry(bytecode)
+        self._inquiry = Inquiry(bytecode)
+        self._notices = Notices(families)
         self._parser = Parser()
         self._known: dict[int, Tcp] = {}  # by cookie
         self._gone: dict[int, float] = {}  # when those that are not found were missed first
@@ -118,7 +125,10 @@ class Sockets:
         """What has moved since the last look; without a dump, on sockets that have ended."""
         self._movements, self.ends = [], []
         if dump:
-            self._look_at_all()
+            # Who has it is told the keys of sockets (TCP_MD5SIG) as well, and nothing of those that
+            # come after one with many (inet_diag_dump_icsk(), net/ipv4/inet_diag.c).
+            with without(CAP_NET_ADMIN):
+                self._look_at_all()
         for notice in self._notices.new():
             self._ended(notice)
         self.missed += self._notices.missed()
@@ -151,10 +161,10 @@ class Sockets:
         """Take in a reading that is not the one before."""
         state, cookie, queues, progress, unsent, _ = reading
         unread, _, uid, inode = QUEUES.unpack(queues)
-        received = PAIR.unpack(progress)[1]
-        who = block.id(number)
+        acknowledged, received = PAIR.unpack(progress)
+        who, family = block.id(number), block.family(number)
         names = who[:NAMES]
-        if tcp is None or tcp.is_over(names, received):
+        if tcp is None or tcp.is_over(family, names, acknowledged, received):
             if names[2:4] == b"\0\0" or not self._passes(names):
                 return
             # A socket may be disconnected and connected again; its end before is not known.
@@ -163,7 +173,7 @@ class Sockets:
                 self._excess += 1
                 return
             unsure = self._full and tcp is None
-            tcp = self._known[cookie] = Tcp(block.family(number), names)
+            tcp = self._known[cookie] = Tcp(family, names)
             if not self._starting:
                 tcp.began = self._now - max(block.ages(number)) / 1000
             if unsure:
@@ -172,8 +182,7 @@ class Sockets:
                 tcp.rx, tcp.tx = received_by(state, unread, received), sent_by(reading, state)
         tcp.turn = self._turn
         if tcp.names != names:
-            # IPV6_ADDRFORM makes one of IPv4 of a socket of IPv6.
-            tcp.family, tcp.names, tcp.identity = block.family(number), names, b""
+            tcp.family, tcp.names, tcp.identity = family, names, b""
         if inode and inode != tcp.inode:
             tcp.inode, tcp.uid, tcp.cgroup, tcp.owner = inode, uid, block.cgroup(number), None
             self.unowned.append(tcp)
@@ -188,7 +197,8 @@ class Sockets:
 
     def _settle(self, tcp: Tcp, reading: Reading, state: int, unread: int, received: int) -> None:
         """Count what a reading says; it may have to be less than what it said before."""
-        tcp.reading, tcp.received = reading, received
+        tcp.reading = reading
+        tcp.acknowledged, tcp.received = PAIR.unpack(reading[3])
         self._credit(tcp, received_by(state, unread, received), sent_by(reading, state))
 
     def _credit(self, tcp: Tcp, rx: int, tx: int) -> None:
@@ -241,7 +251,7 @@ class Sockets:
             self.missed += tcp is not None
             return
         acknowledged, received = PAIR.unpack(progress)
-        if tcp and tcp.is_over(names, received):
+        if tcp and tcp.is_over(notice.data[FAMILY], names, acknowledged, received):
             self.missed += 1
             tcp = None
         if not tcp:
@@ -257,8 +267,11 @@ class Sockets:
         unread = QUEUES.unpack(queues)[0]
         # If nothing is unread, the last byte may be the peer's FIN; if something is not sent, ours.
         rx = received - unread - (not unread)
-        self._credit(tcp, rx, sent_by(reading, FIN_WAIT1 if unsent else ESTABLISHED))
-        self.ends.append(End(tcp, notice.time, received, acknowledged))
+        state = FIN_WAIT1 if unsent else ESTABLISHED
+        self._credit(tcp, rx, sent_by(reading, state, over=not unsent))
+        # One that was reset, or ended by both sides, is not found before it is closed.
+        end = min(notice.time, self._gone.get(cookie, notice.time))
+        self.ends.append(End(tcp, end, received, acknowledged))
 
     def _forget(self) -> None:
         """Forget sockets that are not there any more and whose end nobody tells."""
@@ -269,4 +282,5 @@ class Sockets:
         for cookie, since in list(self._gone.items()):
             if since < limit:
                 del self._known[cookie], self._gone[cookie]
+                self.missed += 1
                 self._horizon = max(self._horizon, since)

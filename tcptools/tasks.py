@@ -24,14 +24,16 @@ class Task(NamedTuple):
     passes: bool
 
 
+UNKNOWN = Task(NO_NAME, False)
+
+
 class Tasks:
     """What is known of processes, for a while."""
 
     def __init__(self, options: Common, scope: Scope) -> None:
         self._pids, self._scope = options.pids, scope
         self._mounts = kernel.cgroup_mounts() if scope.cgroup or "cgroupmap" in scope.maps else []
-        self._tasks: dict[int, Task] = {}
-        self._last: dict[int, Task] = {}
+        self._tasks: dict[int, Optional[Task]] = {}
         self._cgroups: dict[str, list[int]] = {}
         self._below: set[int] = set()
         self._until = 0.0
@@ -41,28 +43,25 @@ class Tasks:
         now = time.monotonic()
         if now >= self._until:
             self._until = now + FRESH
-            self._last, self._tasks = self._tasks, {}
+            self._tasks = {}
             self._cgroups, self._below = {}, set()
 
-    def task(self, pid: int, cgroup: int) -> Task:
-        """A process; of nobody, the id of the cgroup of its socket (0 for none) may be known."""
-        if not pid:
-            return Task(NO_NAME, self._nobody_passes(cgroup))
-        found = self._tasks.get(pid)
-        if not found:
+    def task(self, pid: int) -> Optional[Task]:
+        """A process; None if it has ended."""
+        if pid not in self._tasks:
             name = name_of(pid)
-            # Of one that has ended there is what was known last.
-            found = Task(name, self._passes(pid)) if name else self._last.get(pid)
-            found = self._tasks[pid] = found or Task(NO_NAME, False)
-        return found
+            self._tasks[pid] = None if name is None else Task(name, self._passes(pid))
+        return self._tasks[pid]
 
-    def _nobody_passes(self, cgroup: int) -> bool:
+    def nobody(self, cgroup: int) -> Task:
+        """Who is not known, of a socket that was made in a cgroup of this id, 0 for none."""
         maps = self._scope.maps
         if self._pids or "mntnsmap" in maps:
-            return False
+            return UNKNOWN
         if self._scope.cgroup and not (cgroup and self._inside(cgroup)):
-            return False
-        return "cgroupmap" not in maps or bool(cgroup and in_map(maps["cgroupmap"].fd, cgroup, 8))
+            return UNKNOWN
+        passes = "cgroupmap" not in maps or (cgroup > 0 and in_map(maps["cgroupmap"].fd, cgroup, 8))
+        return Task(NO_NAME, passes)
 
     def _passes(self, pid: int) -> bool:
         scope = self._scope

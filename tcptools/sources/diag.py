@@ -39,7 +39,10 @@ class Diag(Polled):
                 tcp.identity, tcp.task = identity, (pid, task.name)
             before = sums.get(identity, (0, 0))
             sums[identity] = (before[0] + rx, before[1] + tx)
-        return [(rx, tx, identity) for identity, (rx, tx) in sums.items()], self.missed()
+        rows = [(rx, tx, identity) for identity, (rx, tx) in sums.items()]
+        # There are no more sockets alive than that, but more may have ended.
+        kept, excess = rows[: self._most], len(rows[self._most :])
+        return kept, self.missed() + excess
 
     def cgroup_path(self, _: int) -> Optional[str]:
         """None: no notice tells of cgroups."""

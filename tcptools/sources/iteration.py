@@ -2,6 +2,7 @@
 """What processes move over sessions, read from the sockets themselves at each output."""
 
 import ctypes
+import gc
 import os
 import select
 import signal
@@ -82,6 +83,7 @@ class SocketIterator:
         self._asked = False
         self._read = b""
         parent = os.getpid()
+        gc.freeze()  # or either copies much of what they share when it is collected
         if os.fork():
             os.close(requests)
             os.close(answers)

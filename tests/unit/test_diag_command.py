@@ -5,6 +5,7 @@ import contextlib
 import csv
 import json
 import os
+import pathlib
 import pwd
 import re
 import signal
@@ -245,6 +246,23 @@ def test_the_first_that_works(monkeypatch):
     assert source.warnings == ["not traced (reason); socket diagnosis instead: less"]
     with pytest.raises(Failure, match="reason"):
         sources.opened("kprobe", fails, diag, "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
+def test_no_thread_keeps_privileges():
+    with subprocess.Popen([*TCPTOP, "--probe", "diag", "-C"], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() and process.stdout.readline()
+        found = {}
+        for path in pathlib.Path(f"/proc/{process.pid}/task").glob("*/status"):
+            lines = dict(line.split(":\t") for line in path.read_text().splitlines())
+            assert lines["NoNewPrivs"] == "1"
+            found[int(path.parts[-2])] = {int(lines[f"Cap{name}"], 16) for name in ("Eff", "Prm")}
+        process.terminate()
+        process.stdout.read()
+    main = found.pop(process.pid)
+    # CAP_DAC_READ_SEARCH, CAP_NET_ADMIN, CAP_SYS_PTRACE and CAP_SYS_ADMIN, of those that we have.
+    assert all(caps & ~(1 << 2 | 1 << 12 | 1 << 19 | 1 << 21) == 0 for caps in main)
+    assert list(found.values()) == [{0}], "the one that takes in notices"
 
 
 def test_program_of_the_others():

@@ -86,6 +86,28 @@ def test_disconnected_and_connected_again(ledger):
     assert watch.missed == 1
 
 
+def test_connected_again_from_and_to_the_same_ports(ledger):
+    """Its counters begin anew, which shows as far as they are less than before."""
+    import ctypes
+
+    with listener() as free:
+        port = free.getsockname()[1]
+    with listener() as server, socket.socket() as one:
+        one.bind(("127.0.0.1", port))  # a number that was asked for is kept
+        watch = Watch(ledger)
+        for size in (1000, 900):
+            one.connect(server.getsockname())
+            other = server.accept()[0]
+            for end in (one, other):
+                ledger.keys[end] = (end.getsockname()[1], end.getpeername()[1])
+            ledger.move(one, other, size)
+            watch.drain()
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            assert not ctypes.CDLL(None).connect(one.fileno(), bytes(16), 16)
+            other.close()
+        assert watch.sums[ledger.keys[one]] == [0, 1900]
+
+
 def test_a_socket_that_comes_to_be_one_of_another_family(ledger):
     with socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
         one = socket.create_connection(("127.0.0.1", server.getsockname()[1]))
@@ -166,6 +188,20 @@ def test_many_short_sessions(ledger):
     watch.until_exact()
     assert watch.missed == 0
     assert len(ledger.truth) == 4000
+
+
+@pytest.mark.parametrize("arguments, kept", [(["--max-sessions", "3"], 65536), ([], 3)])
+def test_ends_of_one_output_are_bounded(ledger, monkeypatch, arguments, kept):
+    monkeypatch.setattr(notices, "KEPT", kept)
+    watch = Watch(ledger, *arguments)
+    for _ in range(10):
+        one, other = ledger.pair()
+        ledger.move(one, other, 10)
+        one.close(), other.close()
+    time.sleep(1)
+    watch.drain()
+    assert watch.missed >= 17
+    assert len([each for each in watch.sums.values() if any(each)]) in (1, 2, 3)
 
 
 def test_what_there_is_no_room_for_is_missed(ledger, monkeypatch):

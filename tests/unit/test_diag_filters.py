@@ -2,12 +2,14 @@
 """Socket diagnosis: filters, privileges and network namespaces."""
 
 import contextlib
+import errno
 import itertools
 import os
 import random
 import signal
 import socket
 import struct
+from unittest import mock
 
 import pytest
 from diagnosed import ECHO, PATIENCE, Ledger, Watch, as_nobody, child, ended, tell
@@ -154,6 +156,21 @@ def test_another_network_namespace(ledger, monkeypatch, before):
     watch.until(
         lambda: setattr(watch.source, "_next_search", 0.0) or len(watch.source._namespaces) < found
     )
+
+
+@needs_root
+@pytest.mark.parametrize("where", ["kernel.network_namespaces", "polled.Sockets"])
+def test_more_network_namespaces_than_there_are_files_for(ledger, monkeypatch, where):
+    """Those that are known are looked at as before, and the others are missed."""
+    one, other = ledger.pair()
+    watch = Watch(ledger)
+    with child(ECHO, prefix=["unshare", "--net"]):
+        monkeypatch.setattr(f"tcptools.{where}", mock.Mock(side_effect=OSError(errno.EMFILE, "")))
+        watch.source._next_search = 0.0
+        watch.drain()
+        assert watch.missed == 1
+        ledger.move(one, other, 100)
+        watch.until_exact()
 
 
 def test_without_privileges():

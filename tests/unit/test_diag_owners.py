@@ -3,6 +3,8 @@
 
 import contextlib
 import os
+import re
+import time
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,52 @@ def test_a_socket_that_two_processes_have(ledger):
         ledger.truth[ports][1] += 20
         watch.until(lambda: watch.sums[ports][1] == 30)
         assert (process.pid, "a\x1b\ufffd n\nn") in watch.names[ports]
+
+
+@pytest.mark.parametrize("name", ["client", ""])
+def test_a_process_that_ends_after_its_last_bytes(ledger, name):
+    """It has moved nothing for some outputs before; a name may be empty."""
+    one, other = ledger.pair()
+    chosen = (name.encode() or bytes(1)).hex()
+    named = re.sub(r"write\(.*\)", f'write(bytes.fromhex("{chosen}"))', SENDER)
+    with child(named, one) as process:
+        ports, pid = ledger.keys.pop(one), process.pid
+        one.close()
+        watch = Watch(ledger)
+        ledger.truth[ports][1] += 5010
+        tell(process, 10)
+        watch.drain()
+        assert set(watch.names[ports]) == {(pid, name)}
+        time.sleep(1)
+        for _ in range(3):
+            watch.source._tasks._until = 0.0
+            watch.drain()
+        tell(process, 5000)
+    ledger.read(other, 5010)
+    watch.until_exact()
+    assert set(watch.names[ports]) == {(pid, name)}
+    assert watch.missed == 0
+
+
+def test_another_process_that_has_the_number_of_one_that_ended(ledger, monkeypatch):
+    one, other = ledger.pair()
+    with child(SENDER, one) as process:
+        ports, who = ledger.keys.pop(one), (process.pid, "a\x1b\ufffd n\nn")
+        one.close()
+        watch = Watch(ledger)
+        ledger.truth[ports][1] += 30
+        tell(process, 10)
+        watch.drain()
+        tell(process, 20)
+    monkeypatch.setattr("tcptools.tasks.name_of", lambda _: b"another")
+    for each in watch.source._namespaces.values():
+        for tcp in each._known.values():
+            tcp.check = 0
+    watch.source._tasks._until = 0.0
+    ledger.read(other, 30)
+    other.close()
+    watch.until(lambda: watch.sums[ports][1] == 30)
+    assert set(watch.names[ports]) == {who}
 
 
 def test_owners_are_looked_for_in_order(monkeypatch):

@@ -2,6 +2,7 @@
 """Socket diagnosis: what one reading of a socket says, also if that moved meanwhile."""
 
 import itertools
+import os
 import socket
 import struct
 
@@ -17,6 +18,7 @@ from tcptools.sockdiag import (
     INET_DIAG_CGROUP_ID,
     INET_DIAG_INFO,
     INFO_SIZE,
+    NETLINK_SOCK_DIAG,
     PAIR,
     QUEUES,
     Block,
@@ -24,6 +26,9 @@ from tcptools.sockdiag import (
 )
 
 pytestmark = pytest.mark.usefixtures("alone")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
+# include/uapi/linux/tcp.h; with a struct tcp_md5sig.
+TCP_MD5SIG = 14
 
 
 @pytest.fixture
@@ -60,6 +65,13 @@ def reading(state, acknowledged, unacknowledged, unsent, sent, again):
 )
 def test_what_has_been_sent(state, truth, said):
     assert sent_by(reading(state, *said), state) == truth
+
+
+@pytest.mark.parametrize("dropped", [0, 3, 500])
+def test_what_was_sent_by_one_that_has_ended(dropped):
+    """Its SYN and FIN are acknowledged as bytes are."""
+    last = reading(ESTABLISHED, 1000 + SYN + FIN, 0, 0, 1000 + dropped, 0)
+    assert sent_by(last, ESTABLISHED, over=True) == 1000
 
 
 class Torn(Block):
@@ -180,6 +192,56 @@ def test_messages_of_any_lengths_in_a_row(some):
             assert block.ages(place) == (5, 6, 7)
     assert found == wanted
     assert parser.done
+
+
+@pytest.mark.parametrize("size", [0, 15, 1 << 16])
+def test_a_message_that_is_not_all_there(size):
+    cut = message(1) + struct.pack("=I", size) + message(2)[4:]
+    found = [
+        reading[1]
+        for block in Parser().blocks(memoryview(bytearray(cut)))
+        for reading in block.readings()
+    ]
+    assert found == [1]
+
+
+@needs_root
+def test_only_the_kernel_is_believed(ledger):
+    """Who owns a network namespace may send what looks like its messages to who looks into it."""
+    one, other = ledger.pair()
+    ledger.truth[7, 8] = [0, 0]  # there is no such session
+    watch = Watch(ledger)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as forger:
+        for each in watch.source._namespaces.values():
+            for asked in (each._inquiry, each._notices):
+                for data in (message(7), struct.pack("=IHHII", 0, 20, 2, 0, 0)):
+                    forger.sendto(data, asked._socket.getsockname())
+    ledger.move(one, other, 100)
+    watch.until_exact()
+
+
+@needs_root
+def test_keys_of_a_socket_hide_no_other(ledger):
+    """The kernel tells them to who may know them, and ends a dump where they do not fit."""
+    one, other = ledger.pair()
+    with socket.socket() as holder:
+        for number in range(400):
+            address = struct.pack("=H2x4s120x", socket.AF_INET, struct.pack("!I", number + 1))
+            try:
+                holder.setsockopt(
+                    *(socket.IPPROTO_TCP, TCP_MD5SIG),
+                    address + struct.pack("=BBHi80s", 0, 0, 3, 0, b"key"),
+                )
+            except OSError:
+                pytest.skip("the kernel has no TCP_MD5SIG, or little room for keys")
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            holder.connect(server.getsockname())
+            with server.accept()[0]:
+                watch = Watch(ledger)
+                for _ in range(3):
+                    ledger.move(one, other, 100)
+                    watch.drain()
+                    assert watch.exact()
 
 
 def test_an_error_of_the_kernel():

@@ -23,7 +23,7 @@ from tcptools.tasks import Tasks
 options = Tcptop(cgroup=sys.argv[1])
 scope = kernel.scope(options)
 for _ in range(2):
-    print(Tasks(options, scope).task(os.getpid(), 0).passes)
+    print(Tasks(options, scope).task(os.getpid()).passes)
     with open(os.path.join(sys.argv[1], "cgroup.procs"), "w") as file:
         file.write(str(os.getpid()))
 """
