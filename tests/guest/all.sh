@@ -16,7 +16,7 @@ exact() { TCPTOP_KINDS=$1 pytest tests/guest/test_exact.py; }
 status=0
 exact $PROBES || status=$?
 pytest tests/guest/test_life.py || status=$?
-exact classic,iter || status=$?
+exact classic,iter,diag || status=$?
 for file in command corners units privileges; do
     TCPTOP_KINDS=$PROBES pytest tests/guest/test_$file.py || status=$?
 done

@@ -430,11 +430,11 @@ def test_both_sides_open_it_one_before_the_start(ledger):
         sock.bind(("127.0.0.1", 0))
     port = second.getsockname()[1]
     with contextlib.ExitStack() as until:
-        with dropped(f"ip dport {port} 0xffff"):
+        with dropped(f"ip sport {port} 0xffff match u8 0x04 0x04 at 33"):  # RST: it is refused
             first.setblocking(False)
             first.connect_ex(second.getsockname())
             tracers = until.enter_context(late())
-        second.connect(first.getsockname())
+            second.connect(first.getsockname())
         first.setblocking(True)
         move(ledger, first, second, 1009)
         move(ledger, second, first, 503)

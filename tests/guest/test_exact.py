@@ -66,7 +66,7 @@ def test_unread_bytes_are_not_received(exact, ledger):
 
 
 def test_reset_by_linger(exact, ledger):
-    with exact(ledger):
+    with exact(ledger, aborts=True):
         client, server = pair()
         move(ledger, client, server, 997)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -81,7 +81,7 @@ def test_reset_by_linger(exact, ledger):
 def test_one_socket_two_sessions(exact, ledger):
     """connect(AF_UNSPEC) resets a connection, and the socket may be used for another."""
     unspec = struct.pack("=H14x", socket.AF_UNSPEC)
-    with exact(ledger):
+    with exact(ledger, aborts=True):
         with listener() as first, listener() as second:
             client = socket.socket()
             for server in (first, second):
@@ -175,7 +175,9 @@ def test_sends_that_never_succeed_leave_nothing(exact, ledger):
         receive(ledger, server, ledger.entry(client)[1])
         client.setblocking(True)
         move(ledger, client, server, 7919)
-    close(client, server)
+        # Where more of these threads waited for the socket's lock than the kernel keeps returns
+        # of, the kind `classic` counts what they sent when it is closed.
+        close(client, server)
 
 
 def test_bad_address_in_a_send(exact, ledger):
@@ -205,7 +207,7 @@ def test_urgent_byte(exact, ledger, read, inline):
         if not inline:
             ledger.received(server, len(server.recv(1, socket.MSG_OOB)))
 
-    with exact(ledger, urgent=True):
+    with exact(ledger, urgent=3):
         for _ in range(3):
             send(ledger, client, 1009)
             send(ledger, client, 1, socket.MSG_OOB)

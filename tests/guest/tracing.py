@@ -40,13 +40,16 @@ class Contract(NamedTuple):
     opener: all that a session moves is of the process that opened or accepted it, and filters for
     processes look at that one when it does; urgent: the urgent byte that is read with MSG_OOB may
     be missed; hidden: in a network namespace that no process is in, a session is counted when it
-    ends; locks: no output while a process sleeps with a locked socket, which is missed.
+    ends; locks: no output while a process sleeps with a locked socket, which is missed; polls: of a
+    session that has ended one byte may lack each way, and all that its owner aborted, and an urgent
+    byte counts as received when it is passed.
     """
 
     opener: bool = False
     urgent: bool = False
     hidden: bool = False
     locks: bool = False
+    polls: bool = False
 
     def seen(self, rows):
         """Rows as this kind may show them: {key: [rx bytes, tx bytes]}, where what is the same
@@ -64,6 +67,7 @@ CONTRACTS = {
     "kprobe": Contract(),
     "classic": Contract(urgent=True),
     "iter": Contract(opener=True, urgent="tcp_recv_urg" not in SYMBOLS, hidden=True, locks=True),
+    "diag": Contract(opener=True, urgent=True, hidden=True, locks=True, polls=True),
 }
 # Which of them this kernel has, and those that are tested. iter needs socket storage in tracing
 # programs: Linux 5.11.
@@ -72,6 +76,7 @@ HAS = {
     "kprobe": True,
     "classic": True,
     "iter": HAS_FENTRY and "bpf_sock_from_file" in SYMBOLS and not REALTIME,
+    "diag": True,
 }
 KINDS = [
     kind

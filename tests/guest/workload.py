@@ -12,12 +12,13 @@ class Ledger(collections.defaultdict):
 
     def __init__(self):
         super().__init__(lambda: [0, 0])
-        self._sockets = set()
+        self._uses = set()
 
     def entry(self, sock, pid=None):
         """The entry of this (or another) process' use of a connected socket."""
-        self._sockets.add(sock)
-        return self[pid or os.getpid(), sock.getsockname()[1], sock.getpeername()[1]]
+        ports = sock.getsockname()[1], sock.getpeername()[1]
+        self._uses.add((sock, ports))
+        return self[(pid or os.getpid(), *ports)]
 
     def sent(self, sock, count, pid=None):
         """Note bytes that were sent, and return their count."""
@@ -33,10 +34,14 @@ class Ledger(collections.defaultdict):
         """Have every socket that is open still locked once more, which moves nothing: what a probe
         that was skipped has left is counted then.
         """
-        for sock in self._sockets:
+        for sock in {sock for sock, _ in self._uses}:
             with contextlib.suppress(OSError):
                 off = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, off)
+
+    def ended(self):
+        """The local and remote ports of sockets that are closed."""
+        return {ports for sock, ports in self._uses if sock.fileno() < 0}
 
     def moved(self):
         """The entries that moved anything, as plain lists: what a tracer should report."""
