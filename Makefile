@@ -41,7 +41,7 @@ lint: $(PYTHON) # styles, types, manual pages
 	$(VM) tool -- ruff format --check $(SOURCES)
 	$(VM) tool -- mypy --strict tcptop.py tcplife.py tcptools
 	$(VM) tool -- mypy --strict completions/make.py
-	$(VM) tool -- mypy tests/*.py
+	MYPYPATH=tests/unit $(VM) tool -- mypy tests/*.py tests/e2e/churning.py
 	$(VM) tool -- clang-format --dry-run -Werror bpf/*.[ch]
 	mandoc -T lint -W warning man/*.8
 	! MANROFFSEQ= LC_ALL=C.UTF-8 man --warnings -E UTF-8 -l man/*.8 2>&1 >/dev/null | grep .

@@ -17,7 +17,8 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS / "unit")]
 from made import session
 
 from tcptools import units
-from tcptools.options import Tcptop, parse
+from tcptools.options import Tcptop
+from tcptools.parser import parse
 from tcptools.prometheus import Exporter, Series, Textfile
 from tcptop import Outputs
 
@@ -64,7 +65,7 @@ def proportional():
 def main(path, count):
     """Until there is nothing more to read."""
     options = parse(Tcptop, ["--prometheus", path])
-    units.hierarchy = Tree
+    units.hierarchy = Tree  # type: ignore[assignment]
     listing = Outputs(options, lambda _: None)
     exporter = Exporter(Textfile(path), Series(listing.kind, options.series))
     gc.freeze()  # as tcptop.run()
