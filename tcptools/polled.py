@@ -23,8 +23,9 @@ from tcptools.sockdiag import port_filter
 from tcptools.sockets import End, Movement, Sockets, Tcp
 from tcptools.tasks import NOBODY, UNKNOWN, Task, Tasks
 
-# Seconds between two looks for network namespaces.
-NAMESPACES_EVERY = 5.0
+# Searches for network namespaces take this part of the time at most, but there is one every so many
+# seconds.
+SEARCH_SHARE, SEARCH_EVERY = 0.01, 5.0
 # Seconds after which it is asked whether a process has its socket still, at first and at last;
 # or whether one without a process has been found one.
 FIRST_CHECK, LAST_CHECK = 1.0, 64.0
@@ -80,14 +81,13 @@ class Polled:
         )
 
     def _search_namespaces(self) -> None:
-        """Find the network namespaces in which there are processes, now and then.
+        """Find the network namespaces in which there are processes, as often as takes little time.
 
         Those in which there are none are let go of, for a socket there would keep them alive.
         """
         now = time.monotonic()
         if not self._enters or now < self._next_search:
             return
-        self._next_search = now + NAMESPACES_EVERY
         before, self._namespaces = self._namespaces, {}
         try:
             for _ in kernel.network_namespaces():
@@ -100,9 +100,11 @@ class Polled:
         except (OSError, Failure):  # there are too many for the files that we may have
             self._missed += 1
             self._namespaces.update(before)
-            return
+            before = {}
         for gone in before.values():
             gone.close()
+        took = time.monotonic() - now
+        self._next_search = now + min(SEARCH_EVERY, took / SEARCH_SHARE)
 
     def look(self, dump: bool = True) -> tuple[list[Movement], list[End]]:
         """What has moved and what has ended since the last look; see Sockets.look()."""

@@ -9,6 +9,7 @@ import random
 import signal
 import socket
 import struct
+import time
 from unittest import mock
 
 import pytest
@@ -156,6 +157,19 @@ def test_another_network_namespace(ledger, monkeypatch, before):
     watch.until(
         lambda: setattr(watch.source, "_next_search", 0.0) or len(watch.source._namespaces) < found
     )
+
+
+@needs_root
+@pytest.mark.parametrize("took, pause", [(0.005, 0.5), (0.1, 5.0)])
+def test_namespaces_are_searched_for_as_often_as_takes_little_time(
+    ledger, monkeypatch, took, pause
+):
+    watch = Watch(ledger)
+    monkeypatch.setattr("tcptools.kernel.network_namespaces", lambda: [time.sleep(took)])
+    watch.source._next_search = 0.0
+    began = time.monotonic()
+    watch.source._search_namespaces()
+    assert pause <= watch.source._next_search - began <= (pause + 1 if pause < 5 else pause + 0.1)
 
 
 @needs_root
