@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+from math import inf
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -50,6 +51,13 @@ class Contract(NamedTuple):
     hidden: bool = False
     locks: bool = False
     polls: bool = False
+
+    def allows(self, received, sent, urgent=0, ended=False, aborts=False):
+        """Whether a session, which may have ended or been aborted, may lack so many bytes."""
+        if not self.polls:
+            return (received, sent) == (0, 0)
+        rest = 0 if not ended else inf if aborts else 1
+        return -urgent <= received <= rest and 0 <= sent <= rest
 
     def seen(self, rows):
         """Rows as this kind may show them: {key: [rx bytes, tx bytes]}, where what is the same
