@@ -52,11 +52,11 @@ class Contract(NamedTuple):
     locks: bool = False
     polls: bool = False
 
-    def allows(self, received, sent, urgent=0, ended=False, aborts=False):
-        """Whether a session, which may have ended or been aborted, may lack so many bytes."""
+    def allows(self, received, sent, urgent=0, ended=0, aborts=False):
+        """Whether sessions, of which so many have ended or been aborted, may lack so many bytes."""
         if not self.polls:
             return (received, sent) == (0, 0)
-        rest = 0 if not ended else inf if aborts else 1
+        rest = inf if ended and aborts else ended
         return -urgent <= received <= rest and 0 <= sent <= rest
 
     def seen(self, rows):
