@@ -4,10 +4,14 @@
  *
  * TCP keeps totals of each socket. At each output an iterator goes through the sockets of a
  * network namespace, each with its lock held (bpf_iter_tcp_seq_show(), net/ipv4/tcp_ipv4.c), and
- * writes a record for those that have moved bytes since their last record. What a session has moved
- * by its end comes through a ring buffer: the tracepoints sock:inet_sock_set_state and
- * tcp:tcp_destroy_sock are called with the counters as they were. A byte is in the one or the
- * other, whichever looked first, and user space takes the iterator's records before the ring.
+ * writes a record for those that have moved bytes since their last record. What a session has
+ * moved by its end is told by the tracepoints sock:inet_sock_set_state and tcp:tcp_destroy_sock,
+ * which are called with the counters as they were. A byte is in a record of the one or the other,
+ * whichever looked first.
+ *
+ * All records go to a ring buffer. If an iterator writes more than 32 KiB to its own file, the next
+ * read(2) goes on at a number within a bucket of the hash table, and passes a socket by where one
+ * before it has gone meanwhile (tcp_seek_last_pos(), net/ipv4/tcp_ipv4.c).
  *
  * Whose a session is: of the process that connected or accepted it or, if it was open at the
  * start, of the first that was found to have it.
@@ -131,35 +135,36 @@ static __always_inline bool look(void *tp, struct position *position, struct tot
 	return false;
 }
 
-/* What is to be reported: a record, which is all zeros before. */
-static __always_inline void fill(struct record *record, void *tp, struct position *position,
-				 struct totals *now)
+/* Report what is new, if it is wanted. Whether there was room. */
+static __always_inline bool report(void *tp, struct position *position, struct totals *now)
 {
 	struct identity *owner = &position->owner;
+	struct record *record;
 
-	if (!owner->family)
-		name_session(owner, tp);
-	record->identity = *owner;
-	if (!owner->pid)
-		name_nobody(&record->identity);
-	record->rx_bytes = now->rx - position->rx_bytes;
-	record->tx_bytes = now->tx - position->tx_bytes;
-}
-
-/* It has been reported, or is not wanted. */
-static __always_inline void report(struct position *position, struct totals *now)
-{
+	if (is_wanted(tp, position)) {
+		record = moved.ringbuf_reserve(sizeof(*record));
+		if (!record)
+			return false;
+		if (!owner->family)
+			name_session(owner, tp);
+		record->identity = *owner;
+		if (!owner->pid)
+			name_nobody(&record->identity);
+		record->rx_bytes = now->rx - position->rx_bytes;
+		record->tx_bytes = now->tx - position->tx_bytes;
+		moved.ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+	}
 	position->rx_bytes = now->rx;
 	position->tx_bytes = now->tx;
 	position->copied_seq = now->copied_seq;
 	position->write_seq = now->write_seq;
+	return true;
 }
 
 /* The look at a session that ends. Whether what it found could be handed over. */
 static __always_inline bool look_last(void *tp, struct position *position)
 {
 	struct totals now;
-	struct record *record;
 
 	if (!look(tp, position, &now))
 		return true;
@@ -167,16 +172,10 @@ static __always_inline bool look_last(void *tp, struct position *position)
 	if (!position->owner.pid && is_owned(tp) &&
 	    !(FETCH(u32, bpf_get_current_task(), OFFSET_flags) & PF_KTHREAD))
 		own(position);
-	if (is_wanted(tp, position)) {
-		record = ended.ringbuf_reserve(sizeof(*record));
-		if (!record) {
-			count(EVENTS_MISSED);
-			return false;
-		}
-		fill(record, tp, position, &now);
-		ended.ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+	if (!report(tp, position, &now)) {
+		count(EVENTS_MISSED);
+		return false;
 	}
-	report(position, &now);
 	return true;
 }
 
@@ -421,10 +420,9 @@ int note_file(struct file_iteration *at)
 /* At each output, every TCP socket of a network namespace, under its lock. */
 int emit_socket(struct tcp_iteration *at)
 {
-	void *seq = at->meta->seq, *sk = at->sk;
+	void *sk = at->sk;
 	void *tp = sk ? TCP(sk) : 0;
 	struct position *position;
-	struct record record = {};
 	struct totals now;
 
 	if (!tp)
@@ -439,14 +437,7 @@ int emit_socket(struct tcp_iteration *at)
 	    position->copied_seq == FIELD(u32, tp, OFFSET_copied_seq) &&
 	    position->write_seq == FIELD(u32, tp, OFFSET_write_seq))
 		return 0;
-	if (!look(tp, position, &now))
-		return 0;
-	if (is_wanted(tp, position)) {
-		fill(&record, tp, position, &now);
-		/* If there was no room for it, this is called for the same again. */
-		if (bpf_seq_write(seq, &record, sizeof(record)))
-			return 0;
-	}
-	report(position, &now);
+	if (look(tp, position, &now))
+		report(tp, position, &now); /* without room, it is with the next output */
 	return 0;
 }

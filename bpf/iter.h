@@ -37,8 +37,8 @@ struct position {
 };
 
 BPF_SK_STORAGE(positions, struct position);
-/* What is left to report when a session ends; user space reads the memory of it. */
-BPF_RINGBUF_OUTPUT(ended, ANY_SIZE);
+/* What is reported; user space reads the memory of it. */
+BPF_RINGBUF_OUTPUT(moved, ANY_SIZE);
 /* The network namespaces in which sessions have begun since user space took the last. */
 BPF_F_TABLE("hash", u32, u32, namespaces, ANY_SIZE, 0);
 

@@ -23,28 +23,27 @@ from tcptools.program import (
     Attached,
     load,
 )
-from tcptools.ring import HEADER, Ring
+from tcptools.ring import Ring
 from tcptools.session import IDENTITY, Session
 from tcptools.sources.traffic import Traffic, joined
 
 # Index of `counters`, see bpf/iter.h.
 SOCKETS_SEEN, NAMESPACES_MADE = ROWS_MADE, SPECIALS_MADE
-# struct record of bpf/iter.h, and in the ring buffer.
-RECORD = struct.Struct(f"=QQ{IDENTITY.size}s")
-ENDED = struct.Struct(f"=8xQQ{IDENTITY.size}s")
+# struct record of bpf/iter.h, in the ring buffer.
+RECORD = struct.Struct(f"=8xQQ{IDENTITY.size}s")
 # Network namespaces in which sessions begin between two outputs.
 MAX_NAMESPACES = 4096
 # Seconds that an output waits for the iteration, which waits for the locks of sockets.
 LIMIT = 5
-# Of an answer of the child: how much there is, and that it is records and not what went wrong.
-ANSWER = struct.Struct("=Q?")
+# What the child says when all sockets have been looked at; otherwise, it is what went wrong.
+DONE = b"\0"
 INODE = struct.Struct("=I")
 PR_SET_PDEATHSIG = 1
 
 
 def ring_size(max_sessions: int) -> int:
-    """Bytes for the records of so many sessions that end before an output: a power of two."""
-    return max(1 << 16, 1 << (max_sessions * (RECORD.size + HEADER) - 1).bit_length())
+    """Bytes for the records of so many sessions: a power of two."""
+    return max(1 << 16, 1 << (max_sessions * RECORD.size - 1).bit_length())
 
 
 def tool(options: Tcptop) -> Tool:
@@ -53,8 +52,8 @@ def tool(options: Tcptop) -> Tool:
     return Tool(
         files=("common.h", "iter.h", "socket.h", "iter.c"),
         kinds=(Kind("iter", (*TYPED, SOCKET_STORAGE), needs),),
-        entries={"ended": ring_size(options.max_sessions), "namespaces": MAX_NAMESPACES},
-        maps=("ended", "namespaces"),
+        entries={"moved": ring_size(options.max_sessions), "namespaces": MAX_NAMESPACES},
+        maps=("moved", "namespaces"),
         iterations=(
             (Iteration("emit_socket", "tcp"),),
             (Iteration("note_file", "task_file"),),
@@ -68,7 +67,7 @@ CHILD = (CAP_BPF, CAP_SYS_PTRACE, CAP_SYS_ADMIN)
 
 
 class SocketIterator:
-    """The records of all sockets, whose locks another process waits for.
+    """Has all sockets write their records; another process waits for their locks.
 
     A process may sleep with a socket locked (in a send from memory that is yet to be served), and
     who waits for that cannot be ended by any signal.
@@ -81,7 +80,6 @@ class SocketIterator:
         requests, self._requests = os.pipe()
         self._answers, answers = os.pipe()
         self._asked = False
-        self._read = b""
         parent = os.getpid()
         gc.freeze()  # or either copies much of what they share when it is collected
         if os.fork():
@@ -101,12 +99,12 @@ class SocketIterator:
             if os.getppid() == parent:
                 self._serve(requests, answers)
         except Exception as error:  # the other reports it
-            _write(answers, str(error).encode(), good=False)
+            os.write(answers, str(error).encode())
         finally:
             os._exit(0)
 
     def _serve(self, requests: int, answers: int) -> None:
-        """In the child: answer each request with what all namespaces' sockets have moved."""
+        """In the child: at each request, have the sockets of all namespaces looked at."""
         counters = self._programs.counters
         path = "/proc/self/ns/net"
         own, taken = os.stat(path).st_ino, 0
@@ -117,19 +115,18 @@ class SocketIterator:
                 new = {inode for block in blocks for (inode,) in INODE.iter_unpack(block)}
                 known.update(kernel.namespace_files(new - known.keys()))
                 taken = made
-            found = []
             for inode, file in list(known.items()):
                 if len(known) > 1 and not kernel.enter(file):
                     continue
                 seen = counters[SOCKETS_SEEN]
-                found.append(syscalls.iterate(self._iterator))
+                syscalls.iterate(self._iterator)
                 # It is in the map again when a session begins there.
                 if counters[SOCKETS_SEEN] == seen and inode != own:
                     os.close(known.pop(inode))
-            _write(answers, b"".join(found))
+            os.write(answers, DONE)
 
-    def moved(self) -> tuple[bytes, bool]:
-        """What was moved since the last call, and whether that is all: the rest comes later.
+    def iterate(self) -> bool:
+        """Look at all sockets; whether that was done, or the rest comes later.
 
         Raises Failure if there will be no more.
         """
@@ -139,27 +136,15 @@ class SocketIterator:
             self._asked = True
         waiting = select.poll()
         waiting.register(self._answers, select.POLLIN)
-        while True:
-            size, good = ANSWER.unpack_from(self._read) if self._read else (0, True)
-            if self._read and len(self._read) == ANSWER.size + size:
-                break
-            if not waiting.poll(max(0, until - time.monotonic()) * 1000):
-                return b"", False
-            block = os.read(self._answers, 1 << 20)
-            if not block:
-                raise Failure("the process that iterates over sockets has ended")
-            self._read += block
-        block, self._read, self._asked = self._read[ANSWER.size :], b"", False
-        if not good:
-            raise Failure(f"iterating over sockets: {block.decode()}")
-        return block, True
-
-
-def _write(file: int, block: bytes, good: bool = True) -> None:
-    """Write an answer, all of it."""
-    answer = ANSWER.pack(len(block), good) + block
-    while answer:
-        answer = answer[os.write(file, answer) :]
+        if not waiting.poll(max(0, until - time.monotonic()) * 1000):
+            return False
+        answer = os.read(self._answers, 1 << 16)
+        if not answer:
+            raise Failure("the process that iterates over sockets has ended")
+        if answer != DONE:
+            raise Failure(f"iterating over sockets: {answer.decode()}")
+        self._asked = False
+        return True
 
 
 class Iterated:
@@ -172,12 +157,12 @@ class Iterated:
         self.notes, self.warnings = programs.notes, programs.warnings
         # Who enters network namespaces and uses maps is the child.
         self.capabilities: tuple[int, ...] = (CAP_DAC_READ_SEARCH,) if options.has_units else ()
-        self._ring = Ring(programs.maps["ended"], ring_size(options.max_sessions), ENDED)
+        self._ring = Ring(programs.maps["moved"], ring_size(options.max_sessions), RECORD)
         programs.counters[PHASE] = NOTING
         syscalls.iterate(programs.iterators["note_file", ""])
         self._sockets = SocketIterator(programs)
         # The programs are attached since load(), but what they saw was before the start.
-        if not self._sockets.moved()[1]:
+        if not self._sockets.iterate():
             self.warnings.append(
                 "a process sleeps with a locked socket: until it goes on, sessions are counted"
                 " when they end"
@@ -191,11 +176,9 @@ class Iterated:
 
     def drain(self) -> tuple[list[Session], int]:
         """The sessions since the last call, and how many events were missed in that time."""
-        # Before the ring is read: what ends now is in this interval, too.
-        block, complete = self._sockets.moved()
-        ended: list[Session] = self._ring.take()
+        complete = self._sockets.iterate()
+        sessions: list[Session] = self._ring.take()
         missed = self._programs.new_missed() + (not complete)
-        sessions: list[Session] = list(RECORD.iter_unpack(block))
-        if not ended and len({session[2] for session in sessions}) == len(sessions):
+        if len({session[2] for session in sessions}) == len(sessions):
             return sessions, missed
-        return joined(sessions, ended), missed
+        return joined(sessions), missed

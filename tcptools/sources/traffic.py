@@ -147,7 +147,7 @@ class Traffic:
         missed += len(found) - len(sessions)
         # classic may know a connection better at its second use, and then has two rows.
         if special or self._programs.kind.probe == "classic":
-            sessions = joined(sessions, special)
+            sessions = joined([*sessions, *special])
         return sessions, missed
 
     def cgroup_path(self, cgroup: int) -> Optional[str]:
@@ -180,10 +180,10 @@ class Traffic:
         return [session for block in blocks for session in ROW.iter_unpack(block)]
 
 
-def joined(sessions: list[Session], others: list[Session]) -> list[Session]:
-    """One list of two, in which a process and session have one entry each."""
+def joined(sessions: list[Session]) -> list[Session]:
+    """A list in which a process and session have one entry each."""
     sums: dict[bytes, tuple[int, int]] = {}
-    for rx, tx, identity in (*sessions, *others):
+    for rx, tx, identity in sessions:
         before = sums.get(identity, (0, 0))
         sums[identity] = (before[0] + rx, before[1] + tx)
     return [(rx, tx, identity) for identity, (rx, tx) in sums.items()]

@@ -319,7 +319,9 @@ def is_gone(unit):
 
 def test_removed_it_stops_and_leaves_no_counters():
     run("dpkg", "--remove", "tcptop-bpfcc")
-    assert not os.path.exists(UNIT_FILE) and not pathlib.Path("/usr/share/tcptop-bpfcc").exists()
+    assert not os.path.exists(UNIT_FILE)
+    assert list(map(str, pathlib.Path("/usr/share").rglob("tcptop-bpfcc/**/*"))) == []
+    assert not pathlib.Path("/usr/share/tcptop-bpfcc").exists()
     assert run("pgrep", "-f", "tcptop-bpfcc", status=1) == ""
     assert not FILE.exists(), "what nobody counts any more is not shown as if somebody did"
     assert SETTINGS.exists()
