@@ -9,9 +9,9 @@
  * which are called with the counters as they were. A byte is in a record of the one or the other,
  * whichever looked first.
  *
- * All records go to a ring buffer. If an iterator writes more than 32 KiB to its own file, the next
- * read(2) goes on at a number within a bucket of the hash table, and passes a socket by where one
- * before it has gone meanwhile (tcp_seek_last_pos(), net/ipv4/tcp_ipv4.c).
+ * All records go to a ring buffer: where an iterator writes more than 32 KiB to its own file, the
+ * next read(2) goes on at a number within a bucket of the hash table (tcp_seek_last_pos(),
+ * net/ipv4/tcp_ipv4.c), whose sockets may be others by then.
  *
  * Whose a session is: of the process that connected or accepted it or, if it was open at the
  * start, of the first that was found to have it.

@@ -120,4 +120,4 @@ class Live:
             self.work()
         listed = self._listing.rows(self._shown, still)
         listed.quiet = ()
-        return remains(still, self._shown, listed, columns, lines)
+        return remains(still, self._shown._replace(quiet=()), listed, columns, lines)

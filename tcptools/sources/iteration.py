@@ -6,8 +6,11 @@ import gc
 import os
 import select
 import signal
+import socket
 import struct
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from tcptools import Failure, kernel, syscalls
 from tcptools.csource import SOCKET_STORAGE, TYPED, Iteration, Kind, Tool
@@ -39,6 +42,8 @@ LIMIT = 5
 DONE = b"\0"
 INODE = struct.Struct("=I")
 PR_SET_PDEATHSIG = 1
+# include/uapi/asm-generic/socket.h and linux/bpf_common.h
+SO_ATTACH_FILTER, BPF_RET = 26, 6
 
 
 def ring_size(max_sessions: int) -> int:
@@ -64,6 +69,23 @@ def tool(options: Tcptop) -> Tool:
 # What the child needs: to work with a map and an iterator, to find network namespaces by the
 # processes in them, and to enter these.
 CHILD = (CAP_BPF, CAP_SYS_PTRACE, CAP_SYS_ADMIN)
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Have a socket that listens, and whose packets are all dropped, in this network namespace.
+
+    Where there is none, the iterator passes by the sockets of the first bucket of the hash table:
+    it has counted to -1 by then (tcp_seek_last_pos(), net/ipv4/tcp_ipv4.c, seen on 6.1).
+    """
+    drop = ctypes.create_string_buffer(struct.pack("=HBBI", BPF_RET, 0, 0, 0))
+    with socket.socket() as one:
+        with suppress(OSError):
+            program = struct.pack("HP", 1, ctypes.addressof(drop))
+            one.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+            one.bind(("", 0))
+            one.listen(0)
+        yield
 
 
 class SocketIterator:
@@ -119,7 +141,8 @@ class SocketIterator:
                 if len(known) > 1 and not kernel.enter(file):
                     continue
                 seen = counters[SOCKETS_SEEN]
-                syscalls.iterate(self._iterator)
+                with listening():
+                    syscalls.iterate(self._iterator)
                 # It is in the map again when a session begins there.
                 if counters[SOCKETS_SEEN] == seen and inode != own:
                     os.close(known.pop(inode))

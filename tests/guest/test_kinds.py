@@ -134,6 +134,43 @@ def test_sockets_of_another_namespace(ledger):
         os.waitpid(child, 0)
 
 
+def test_sockets_where_nobody_listens(kind):
+    """In a network namespace with a hash table so small that there are some in each bucket."""
+    entries = pathlib.Path("/proc/sys/net/ipv4/tcp_child_ehash_entries")
+    if not entries.exists():
+        pytest.skip("kernel: no net.ipv4.tcp_child_ehash_entries")
+    before = entries.read_text()
+    ours, theirs = socket.socketpair()
+    entries.write_text("16")
+    child = os.fork()
+    if not child:
+        try:
+            ours.close()
+            assert not LIBC.unshare(CLONE_NEWNET)
+            subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+            pairs = [pair() for _ in range(64)]
+            ends = {each.getsockname()[1] for both in pairs for each in both}
+            theirs.send(json.dumps(sorted(ends)).encode())
+            while theirs.recv(1):
+                for both in pairs:
+                    move(Ledger(), *both, 1009)
+                theirs.send(b"m")
+        finally:
+            os._exit(0)
+    theirs.close()
+    ends = set(json.loads(ours.recv(1 << 16)))
+    entries.write_text(before)
+    [tracer] = start("0.3", kinds=[kind]).values()
+    ours.send(b"g")
+    assert ours.recv(1) == b"m"
+    settle(tracer)
+    sums = {key[1]: sum(moved) for key, moved in tracer.rows().items() if key[1] in ends}
+    assert sums == dict.fromkeys(ends, 1009)
+    assert (tracer.stop(), tracer.missed) == (0, 0)
+    ours.close()
+    os.waitpid(child, 0)
+
+
 def owners(tracer, ends):
     """The processes of the sessions between these ports."""
     return {key[0]: moved for key, moved in tracer.rows().items() if set(key[1:]) == ends}

@@ -627,6 +627,14 @@ def test_a_row_that_has_gone_is_not_gone_into():
 # The end
 
 
+def test_what_remains_counts_what_it_shows():
+    """Those that are quiet are no part of it, nor of how many pass a filter."""
+    live = view(some(9), some(4))
+    drawn(live, keys=["/", "!", "n", "o", "n", "e", "\n"])
+    assert "9 of 9 sessions" in live.frame(80, 24)[0].text
+    assert any("4 of 4 sessions" in line for line in live.remains(80, 24))
+
+
 def test_what_remains_is_what_was_shown_and_no_hint():
     live = view(some(30), loadavg=LOADAVG, note=LOST, order="sent")
     drawn(live, 100, 24, " h")
