@@ -165,8 +165,9 @@ def test_sockets_where_nobody_listens(kind):
     assert ours.recv(1) == b"m"
     settle(tracer)
     sums = {key[1]: sum(moved) for key, moved in tracer.rows().items() if key[1] in ends}
-    assert sums == dict.fromkeys(ends, 1009)
-    assert (tracer.stop(), tracer.missed) == (0, 0)
+    wrong = {port: sums.get(port) for port in ends if sums.get(port) != 1009}
+    assert (wrong, tracer.missed) == ({}, 0)
+    assert tracer.stop() == 0
     ours.close()
     os.waitpid(child, 0)
 
