@@ -50,8 +50,9 @@ class Notices:
     _open: ClassVar[dict[int, "Notices"]] = {}
     _poll: ClassVar[Optional[select.epoll]] = None
 
-    def __init__(self, families: Sequence[int]) -> None:
-        self._lost = 0
+    def __init__(self, families: Sequence[int], most: int) -> None:
+        """`most` sessions are wanted at a time."""
+        self._kept, self._lost = max(KEPT, most), 0
         self._socket, self._lock, self._drops = open_socket(), threading.Lock(), 0
         self._taken: list[Notice] = []
         for option in (SO_RCVBUFFORCE, socket.SO_RCVBUF):
@@ -59,6 +60,7 @@ class Notices:
                 self._socket.setsockopt(socket.SOL_SOCKET, option, ROOM)
                 break
         self._socket.bind((0, sum(1 << DESTROY_GROUPS[family] - 1 for family in families)))
+        self._socket.connect((KERNEL, 0))  # nobody else may send to us alone
         self._socket.setblocking(False)
         self._open[self._socket.fileno()] = self
         if not Notices._poll:
@@ -85,12 +87,12 @@ class Notices:
         """Take in what has come."""
         with self._lock:
             take, receive, now = self._taken.append, self._socket.recvfrom, time.monotonic()
-            while True:
+            for _ in range(self._kept):
                 try:
                     data, (sender, _) = receive(NOTICE)
                     if sender != KERNEL:
                         continue  # who owns the network namespace may send something as well
-                    if len(self._taken) < KEPT:
+                    if len(self._taken) < self._kept:
                         take(Notice(now, data))
                     else:
                         self._lost += 1
@@ -110,7 +112,8 @@ class Notices:
 
     def missed(self) -> int:
         """How many there was no room for since the last call."""
-        lost, self._lost = self._lost, 0
+        with self._lock:
+            lost, self._lost = self._lost, 0
         found = self._socket.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, MEMINFO.size)
         before, self._drops = self._drops, MEMINFO.unpack(found)[SK_MEMINFO_DROPS]
         return lost + ((self._drops - before) & 0xFFFFFFFF)

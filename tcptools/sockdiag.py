@@ -202,6 +202,7 @@ class Inquiry:
         )
         self._socket, self._parser = open_socket(), Parser()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, ROOM)
+        self._socket.connect((KERNEL, 0))  # nobody else may send, and fill the buffer
         self._buffer = memoryview(bytearray(BLOCK))
 
     def close(self) -> None:

@@ -94,7 +94,7 @@ class Sockets:
     ) -> None:
         self._families, self._passes, self._most = families, passes, most
         self._inquiry = Inquiry(bytecode)
-        self._notices = Notices(families)
+        self._notices = Notices(families, most)
         self._parser = Parser()
         self._known: dict[int, Tcp] = {}  # by cookie
         self._gone: dict[int, float] = {}  # when those that are not found were missed first
@@ -271,6 +271,8 @@ class Sockets:
         self._credit(tcp, rx, sent_by(reading, state, over=not unsent))
         # One that was reset, or ended by both sides, is not found before it is closed.
         end = min(notice.time, self._gone.get(cookie, notice.time))
+        if end < notice.time - min(AGES.unpack_from(notice.data, layout.info)) / 1000:
+            end = notice.time  # a dump has passed it by
         self.ends.append(End(tcp, end, received, acknowledged))
 
     def _forget(self) -> None:
@@ -282,5 +284,4 @@ class Sockets:
         for cookie, since in list(self._gone.items()):
             if since < limit:
                 del self._known[cookie], self._gone[cookie]
-                self.missed += 1
                 self._horizon = max(self._horizon, since)

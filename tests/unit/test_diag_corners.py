@@ -190,10 +190,10 @@ def test_many_short_sessions(ledger):
     assert len(ledger.truth) == 4000
 
 
-@pytest.mark.parametrize("arguments, kept", [(["--max-sessions", "3"], 65536), ([], 3)])
-def test_ends_of_one_output_are_bounded(ledger, monkeypatch, arguments, kept):
+@pytest.mark.parametrize("kept", [65536, 3])
+def test_ends_of_one_output_are_bounded(ledger, monkeypatch, kept):
     monkeypatch.setattr(notices, "KEPT", kept)
-    watch = Watch(ledger, *arguments)
+    watch = Watch(ledger, "--max-sessions", "3")
     for _ in range(10):
         one, other = ledger.pair()
         ledger.move(one, other, 10)

@@ -11,6 +11,7 @@ from diagnosed import Ledger, Watch
 
 from tcptools import sockets
 from tcptools.counters import sent_by
+from tcptools.notices import DESTROY_GROUPS
 from tcptools.sockdiag import (
     ESTABLISHED,
     FIN_WAIT1,
@@ -214,8 +215,10 @@ def test_only_the_kernel_is_believed(ledger):
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as forger:
         for each in watch.source._namespaces.values():
             for asked in (each._inquiry, each._notices):
-                for data in (message(7), struct.pack("=IHHII", 0, 20, 2, 0, 0)):
-                    forger.sendto(data, asked._socket.getsockname())
+                with pytest.raises(ConnectionRefusedError):
+                    forger.sendto(message(7), asked._socket.getsockname())
+        for data in (message(7), struct.pack("=IHHII", 0, 20, 2, 0, 0)):
+            forger.sendto(data, (0, 1 << DESTROY_GROUPS[socket.AF_INET] - 1))  # to all who listen
     ledger.move(one, other, 100)
     watch.until_exact()
 
