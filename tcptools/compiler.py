@@ -25,6 +25,8 @@ from tcptools.syscalls import MapKind
 # What root has had compiled, the latest texts of it.
 KEPT_IN, KEPT = "/var/cache/tcptop", 32
 PR_SET_PDEATHSIG = 1
+# The one that distributions make bcc for.
+SYSTEM_PYTHON = "/usr/bin/python3"
 # An instruction that takes two places for a number of 64 bits: opcode, registers, lower and upper
 # half of the number. The upper of its registers says what that is, as in bpf_insn.src_reg: the file
 # descriptor of a map, or that of one for the address of its first element.
@@ -46,9 +48,10 @@ class Refused(Exception):
 
 
 def _no_bcc(why: str) -> Failure:
+    other = sys.executable != SYSTEM_PYTHON
     return Failure(
         f"bcc is not installed for {sys.executable}{why}; on Debian: apt-get install"
-        " python3-bpfcc, and run this with /usr/bin/python3"
+        f" python3-bpfcc{f', and run this with {SYSTEM_PYTHON}' if other else ''}"
     )
 
 
