@@ -437,7 +437,8 @@ int emit_socket(struct tcp_iteration *at)
 	    position->copied_seq == FIELD(u32, tp, OFFSET_copied_seq) &&
 	    position->write_seq == FIELD(u32, tp, OFFSET_write_seq))
 		return 0;
-	if (look(tp, position, &now))
-		report(tp, position, &now); /* without room, it is with the next output */
+	/* Without room, it is with a later output. */
+	if (look(tp, position, &now) && !report(tp, position, &now))
+		count(EVENTS_MISSED);
 	return 0;
 }

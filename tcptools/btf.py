@@ -138,7 +138,8 @@ class Btf:
         """Whether the lock of a ring buffer sleeps in a real-time kernel, as it does before Linux
         6.12 (8b62645b09f8, struct bpf_ringbuf), while programs of tracepoints must not."""
         ring = self.struct("bpf_ringbuf")
-        return bool(ring and self.offset(ring, "spinlock.raw_lock") is None)
+        # There, spinlock_t is a struct rt_mutex_base of this name.
+        return bool(ring and self.offset(ring, "spinlock.lock") is not None)
 
     def _find(self, name: str, kind: int) -> Optional[int]:
         type_id = self._lib.btf__find_by_name_kind(self._btf, name.encode(), kind)

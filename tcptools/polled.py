@@ -47,6 +47,7 @@ class Polled:
         self._bytecode = port_filter(options.lports, options.rports)
         self._sees_all = os.access("/proc/1/fd", os.R_OK)
         self._missed = 0
+        self._absent: set[int] = set()  # namespaces that the last search has not found
         home = os.stat("/proc/self/ns/net").st_ino
         self._namespaces = {home: self._sockets()}
         self._enters = kernel.enters_namespaces()
@@ -101,8 +102,11 @@ class Polled:
             self._missed += 1
             self._namespaces.update(before)
             before = {}
-        for gone in before.values():
-            gone.close()
+        # At the second search that does not find it: something may have moved since the look.
+        for inode in before.keys() & self._absent:
+            before.pop(inode).close()
+        self._namespaces.update(before)
+        self._absent = set(before)
         took = time.monotonic() - now
         self._next_search = now + min(SEARCH_EVERY, took / SEARCH_SHARE)
 

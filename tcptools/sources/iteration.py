@@ -10,7 +10,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from tcptools import Failure, kernel, syscalls
 from tcptools.csource import SOCKET_STORAGE, TYPED, Iteration, Kind, Tool
@@ -76,10 +76,11 @@ def listening() -> Iterator[None]:
     Where there is none, the iterator passes by the sockets of the first bucket of the hash table:
     it has counted to -1 by then (tcp_seek_last_pos(), net/ipv4/tcp_ipv4.c, seen on 6.1).
     """
-    with socket.socket() as one:
-        # It need not have an address, nor be up.
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
-        with suppress(OSError):  # all ports are taken
+    with ExitStack() as stack:
+        with suppress(OSError):  # there are no more files or ports, or somebody has renamed lo
+            one = stack.enter_context(socket.socket())
+            # It need not have an address, nor be up.
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
             one.bind(("", 0))
             one.listen(0)
         yield
