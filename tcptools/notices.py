@@ -60,7 +60,7 @@ class Notices:
                 self._socket.setsockopt(socket.SOL_SOCKET, option, ROOM)
                 break
         self._socket.bind((0, sum(1 << DESTROY_GROUPS[family] - 1 for family in families)))
-        self._socket.connect((KERNEL, 0))  # nobody else may send to us alone
+        self._socket.connect((KERNEL, 0))  # nobody else may send, but to all who listen
         self._socket.setblocking(False)
         self._open[self._socket.fileno()] = self
         if not Notices._poll:

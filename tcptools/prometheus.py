@@ -149,9 +149,10 @@ class Textfile:
             self._write(data)
             self._last = self._identity()
         except OSError as error:
+            removed = False
             with suppress(OSError):
+                removed = not os.stat(self._directory).st_nlink
                 os.unlink(self._beside, dir_fd=self._directory)
-            removed = not os.stat(self._directory).st_nlink
             raise (Removed if removed else Failure)(
                 f"cannot write {self._path}: {error.strerror}"
             ) from None

@@ -12,8 +12,6 @@ from typing import Any
 # What comes before a record: the size of the rest and, until it is complete, this bit.
 HEADER = 8
 BPF_RINGBUF_BUSY_BIT = 1 << 31
-
-
 # Held all the time but in _barrier().
 _LOCK = threading.Lock()
 _LOCK.acquire()

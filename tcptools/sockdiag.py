@@ -202,7 +202,8 @@ class Inquiry:
         )
         self._socket, self._parser = open_socket(), Parser()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, ROOM)
-        self._socket.connect((KERNEL, 0))  # nobody else may send, and fill the buffer
+        # Who owns the network namespace could send what looks like an answer, or fill the buffer.
+        self._socket.connect((KERNEL, 0))
         self._buffer = memoryview(bytearray(BLOCK))
 
     def close(self) -> None:
@@ -216,11 +217,8 @@ class Inquiry:
         return REQUEST.pack(*header, number, 0, *what) + attribute
 
     def _receive(self) -> memoryview:
-        """What the kernel says next. Who owns the network namespace may send something as well."""
-        while True:
-            size, (sender, _) = self._socket.recvfrom_into(self._buffer)
-            if sender == KERNEL:
-                return self._buffer[:size]
+        """What the kernel says next."""
+        return self._buffer[: self._socket.recv_into(self._buffer)]
 
     def dump(self, family: int) -> Iterator[Block]:
         """All sockets of a family; a block is valid until the next one is asked for.

@@ -49,8 +49,11 @@ class Tasks:
     def task(self, pid: int) -> Optional[Task]:
         """A process; None if it has ended."""
         if pid not in self._tasks:
+            self._tasks[pid] = None
             name = name_of(pid)
-            self._tasks[pid] = None if name is None else Task(name, self._passes(pid))
+            with suppress(OSError):  # one that nobody has waited for has a name, but no namespace
+                if name is not None:
+                    self._tasks[pid] = Task(name, self._passes(pid))
         return self._tasks[pid]
 
     def nobody(self, cgroup: int) -> Task:
@@ -74,11 +77,8 @@ class Tasks:
             pinned = scope.maps.get("cgroupmap")
             if pinned and not (ids and in_map(pinned.fd, ids[-1], 8)):
                 return False
-        if pinned := scope.maps.get("mntnsmap"):
-            with suppress(OSError):
-                return in_map(pinned.fd, os.stat(f"/proc/{pid}/ns/mnt").st_ino, 4)
-            return False
-        return True
+        pinned = scope.maps.get("mntnsmap")
+        return not pinned or in_map(pinned.fd, os.stat(f"/proc/{pid}/ns/mnt").st_ino, 4)
 
     def _cgroup(self, pid: int) -> list[int]:
         """The ids of a process' cgroup v2 and those above it, itself last; none if unknown."""

@@ -254,8 +254,10 @@ class Units:
                 }
             if self._outputs == GENERATION:
                 self._look_at_all(self._hierarchy)
+                before = self._older
+                changed = any(before.get(each, name) != name for each, name in self._names.items())
             self._learn_cgroups(named - self._names.keys(), self._hierarchy)
-            changed = self._link(self._unlinked.keys() & named)
+            changed |= self._link(self._unlinked.keys() & named)
         known, self._processes = self._processes, {}
         rest = cgroups if self._is_mixed else cgroups - self._names.keys()
         # Most have their cgroup's, so that mostly there is nothing left to look for.
@@ -289,6 +291,8 @@ class Units:
         name = self._names[cgroup] = unit(path, links)
         if name.startswith("pod:") and name == unit(path):
             self._unlinked[cgroup] = path
+        else:
+            self._unlinked.pop(cgroup, None)
 
     def _link(self, unlinked: set[bytes]) -> bool:
         """Name containers of pods; the kubelet makes the link when they run already."""

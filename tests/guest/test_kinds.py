@@ -2,6 +2,7 @@
 """What one kind of probe could get wrong and others could not; all have to get it right."""
 
 import collections
+import contextlib
 import ctypes
 import itertools
 import json
@@ -17,7 +18,7 @@ import threading
 import time
 
 import pytest
-from test_corners import by_ports, late
+from test_corners import by_ports, late, sysctl
 from tracing import CONTRACTS, HAS, PATIENCE, settle, start
 from workload import Ledger, close, connect, listener, move, pair
 
@@ -96,8 +97,9 @@ def test_sockets_that_die_in_one_interval(ledger):
     in_one_output(tracers, ledger, ended, aborted)
 
 
-def test_sockets_of_another_namespace(ledger):
-    """One that has a process, which opens a session before the start and another one later."""
+@contextlib.contextmanager
+def in_a_namespace(work):
+    """A socket to a process that does its work in a network namespace of its own."""
     ours, theirs = socket.socketpair()
     child = os.fork()
     if not child:
@@ -105,71 +107,69 @@ def test_sockets_of_another_namespace(ledger):
             ours.close()
             assert not LIBC.unshare(CLONE_NEWNET)
             subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-            pairs = [pair()]
-            move(Ledger(), *pairs[0], 30011)
-            theirs.send(b"r")
-            while theirs.recv(1):
-                for both in pairs:
-                    move(Ledger(), *both, 1009)
-                ends = [each.getsockname()[1] for both in pairs for each in both]
-                theirs.send(struct.pack("=4H", *(ends * 2)[:4]))
-                pairs.append(pair())
+            work(theirs)
         finally:
             os._exit(0)
     theirs.close()
-    assert ours.recv(1) == b"r"
-    with late() as tracers:
-        for turn in (1, 2):
-            ours.send(b"g")
-            client, server, *later = struct.unpack("=4H", ours.recv(8))
-            keys = [(client, server, turn)] + [(*later, 1)] * (turn - 1)
-            settle(*tracers.values())
-            for kind, tracer in tracers.items():
-                found = by_ports(tracer.rows())
-                for one, two, times in keys:
-                    assert (kind, found.get((one, two))) == (kind, [0, 1009 * times])
-                    assert (kind, found.get((two, one))) == (kind, [1009 * times, 0])
-                assert (kind, tracer.missed) == (kind, 0)
-        ours.close()
-        os.waitpid(child, 0)
+    yield ours
+    ours.close()
+    os.waitpid(child, 0)
+
+
+def test_sockets_of_another_namespace(ledger):
+    """One that has a process, which opens a session before the start and another one later."""
+
+    def work(theirs):
+        pairs = [pair()]
+        move(Ledger(), *pairs[0], 30011)
+        theirs.send(b"r")
+        while theirs.recv(1):
+            for both in pairs:
+                move(Ledger(), *both, 1009)
+            ends = [each.getsockname()[1] for both in pairs for each in both]
+            theirs.send(struct.pack("=4H", *(ends * 2)[:4]))
+            pairs.append(pair())
+
+    with in_a_namespace(work) as ours:
+        assert ours.recv(1) == b"r"
+        with late() as tracers:
+            for turn in (1, 2):
+                ours.send(b"g")
+                client, server, *later = struct.unpack("=4H", ours.recv(8))
+                keys = [(client, server, turn)] + [(*later, 1)] * (turn - 1)
+                settle(*tracers.values())
+                for kind, tracer in tracers.items():
+                    found = by_ports(tracer.rows())
+                    for one, two, times in keys:
+                        assert (kind, found.get((one, two))) == (kind, [0, 1009 * times])
+                        assert (kind, found.get((two, one))) == (kind, [1009 * times, 0])
+                    assert (kind, tracer.missed) == (kind, 0)
 
 
 def test_sockets_where_nobody_listens(kind):
     """In a network namespace with a hash table so small that there are some in each bucket."""
-    entries = pathlib.Path("/proc/sys/net/ipv4/tcp_child_ehash_entries")
-    if not entries.exists():
-        pytest.skip("kernel: no net.ipv4.tcp_child_ehash_entries")
-    before = entries.read_text()
-    ours, theirs = socket.socketpair()
-    entries.write_text("16")
-    child = os.fork()
-    if not child:
-        try:
-            ours.close()
-            assert not LIBC.unshare(CLONE_NEWNET)
-            subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-            pairs = [pair() for _ in range(64)]
-            ends = {each.getsockname()[1] for both in pairs for each in both}
-            theirs.send(json.dumps(sorted(ends)).encode())
-            while theirs.recv(1):
-                for both in pairs:
-                    move(Ledger(), *both, 1009)
-                theirs.send(b"m")
-        finally:
-            os._exit(0)
-    theirs.close()
-    ends = set(json.loads(ours.recv(1 << 16)))
-    entries.write_text(before)
-    [tracer] = start("0.3", kinds=[kind]).values()
-    ours.send(b"g")
-    assert ours.recv(1) == b"m"
-    settle(tracer)
-    sums = {key[1]: sum(moved) for key, moved in tracer.rows().items() if key[1] in ends}
-    wrong = {port: sums.get(port) for port in ends if sums.get(port) != 1009}
-    assert (wrong, tracer.missed) == ({}, 0)
-    assert tracer.stop() == 0
-    ours.close()
-    os.waitpid(child, 0)
+
+    def work(theirs):
+        pairs = [pair() for _ in range(64)]
+        ends = {each.getsockname()[1] for both in pairs for each in both}
+        theirs.send(json.dumps(sorted(ends)).encode())
+        while theirs.recv(1):
+            for both in pairs:
+                move(Ledger(), *both, 1009)
+            theirs.send(b"m")
+
+    with contextlib.ExitStack() as stack:
+        with sysctl("net.ipv4.tcp_child_ehash_entries", 16):
+            ours = stack.enter_context(in_a_namespace(work))
+            ends = set(json.loads(ours.recv(1 << 16)))
+        [tracer] = start("0.3", kinds=[kind]).values()
+        ours.send(b"g")
+        assert ours.recv(1) == b"m"
+        settle(tracer)
+        sums = {key[1]: sum(moved) for key, moved in tracer.rows().items() if key[1] in ends}
+        wrong = {port: sums.get(port) for port in ends if sums.get(port) != 1009}
+        assert (wrong, tracer.missed) == ({}, 0)
+        assert tracer.stop() == 0
 
 
 def owners(tracer, ends):

@@ -43,6 +43,10 @@ class Ledger(collections.defaultdict):
         """The local and remote ports of sockets that are closed."""
         return {ports for sock, ports in self._uses if sock.fileno() < 0}
 
+    def sessions(self, ports):
+        """How many sockets have had these ports, one after the other."""
+        return sum(its == ports for _, its in self._uses)
+
     def moved(self):
         """The entries that moved anything, as plain lists: what a tracer should report."""
         return {key: value for key, value in self.items() if any(value)}

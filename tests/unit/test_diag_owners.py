@@ -6,12 +6,15 @@ import os
 import re
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from diagnosed import COMM, ECHO, SENDER, Ledger, Watch, as_nobody, child, tell
 
 from tcptools import kernel
+from tcptools.options import Tcptop
 from tcptools.owners import Owners
+from tcptools.tasks import Tasks
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
 
@@ -84,6 +87,13 @@ def test_another_process_that_has_the_number_of_one_that_ended(ledger, monkeypat
     other.close()
     watch.until(lambda: watch.sums[ports][1] == 30)
     assert set(watch.names[ports]) == {who}
+
+
+def test_a_process_that_nobody_has_waited_for(monkeypatch):
+    """Its name is to be seen, but not all that a filter asks for."""
+    tasks = Tasks(Tcptop(), kernel.scope(Tcptop()))
+    monkeypatch.setattr(tasks, "_passes", mock.Mock(side_effect=FileNotFoundError))
+    assert tasks.task(os.getpid()) is None
 
 
 def test_owners_are_looked_for_in_order(monkeypatch):

@@ -364,6 +364,15 @@ def test_names_of_pods_are_for_as_long_as_their_cgroups(monkeypatch, tmp_path):
     assert learnt(found, 8) == ["pod:prod/web/sidecar"]
 
 
+def test_a_pod_at_rest_that_gets_its_link(monkeypatch, tmp_path):
+    monkeypatch.setattr(units, "LINKS", str(tmp_path))
+    found = made(monkeypatch, Tree({7: f"/kubepods/pod{UID}/{C}"}))
+    (tmp_path / f"web_prod_nginx-{C}.log").touch()
+    changes = [found.learn([]) for _ in range(2 * GENERATION)]
+    assert changes.index(True) == GENERATION - 1 and sum(changes) == 1
+    assert found.of(session(cgroup=7)[2]) == "pod:prod/web/nginx"
+
+
 def test_a_container_in_version_1_alone(monkeypatch):
     """Where both are in use, its runtime's service may be all that version 2 tells."""
     text = f"1:name=systemd:/docker/{C}\n0::/system.slice/containerd.service\n".encode()
