@@ -44,6 +44,8 @@ from tcptools.units import Units
 LOADAVG = "/proc/loadavg"
 # Seconds until the live view has its first rows.
 FIRST = 0.3
+# In so many outputs it repeats the warnings that it hides.
+REPEATED = 10
 NO_LIBRARY = "no live view without the library wcwidth (python3-wcwidth): this is as with -C"
 # The exit status if a row was over the limit.
 OVER = 3
@@ -225,6 +227,7 @@ def run(options: Tcptop, scope: Scope) -> int:
     view = begin(options, this, listing, live)
     pace = pace_of(options, live)
     outputs, all_missed, over, lost = 0, 0, "", ""
+    less = "; ".join(traffic.warnings)
     wait = view.wait if view else this.wait
     with view or nullcontext():
         while outputs < options.count and not over:
@@ -251,7 +254,7 @@ def run(options: Tcptop, scope: Scope) -> int:
                 missed=all_missed if listing.since else missed,
             )
             if view:
-                view.show(ended, sessions, lost)
+                view.show(ended, sessions, lost or less * (outputs <= REPEATED))
                 continue
             this.say("" if options.silent else text_of(options, kind, listing.shown, ended))
             if missed and options.form != "json":

@@ -12,8 +12,8 @@ from tcptools.session import SORT_ORDERS
 
 # Seconds between outputs that + and - choose from; the command line may name any other.
 INTERVALS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600)
-# What numbers show: bytes a second, KB of the interval, bytes since the start.
-MEASURES = ("rate", "interval", "total")
+# What numbers show: bytes a second, bytes since the start, KB of the interval.
+MEASURES = ("rate", "total", "interval")
 # Characters of a filter: nobody needs more, and long ones may be slow.
 LONGEST_FILTER = 80
 # What orders are called that are no columns.
@@ -228,9 +228,9 @@ KEYS = (
     ),
     Key(("B",), "B", "the same backwards", _next_kind(-1)),
     Key(
-        ("t",), "t", "show bytes a second, KB of the interval, or bytes since the start",
+        ("t",), "t", "show bytes a second, bytes since the start, or KB of the interval",
         lambda s: replace(s, measure=_next(MEASURES, s.measure)),
-        lambda s: {"rate": "t KB", "interval": "t total", "total": "t rate"}[s.measure],
+        lambda s: {"rate": "t total", "total": "t KB", "interval": "t rate"}[s.measure],
     ),
     Key(
         ("s",), "s", "sort by the next of: " + ", ".join(map(ORDER_NAMES.__getitem__, SORT_ORDERS)),

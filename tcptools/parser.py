@@ -8,10 +8,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import takewhile
 from typing import Any, NoReturn, Optional
 
 from tcptools.options import ARGUMENTS, SHOWING, TEXTS, Common, Options, name_of, rows, visible
 
+# How an option begins; a value may have a space, see argparse.
+OPTION = re.compile(r"(--[^=\s]+(?==|$)|-[^\W\d](?=\S*$))")
 # What other tools call an interval and a count.
 STRANGERS = "-[idn]|--(interval|delay|count|iterations)$"
 
@@ -33,7 +36,7 @@ class _Action(argparse.Action):
 class _Parser(argparse.ArgumentParser):
     """One whose errors are two lines: how the command is used, and what is wrong."""
 
-    def __init__(self, kind: type[Common]) -> None:
+    def __init__(self, kind: type[Common], arguments: Sequence[str]) -> None:
         super().__init__(name_of(kind), TEXTS[kind][0], add_help=False, allow_abbrev=False)
         self.kind = kind
         for each in rows(kind):
@@ -45,6 +48,9 @@ class _Parser(argparse.ArgumentParser):
                 else:
                     settings.update(nargs=0)
                 group.add_argument(*one.flags or [each.name], action=_Action, const=one, **settings)
+        known = {flag for each in rows(kind) for one in each.options for flag in one.flags}
+        names = filter(None, map(OPTION.match, takewhile("--".__ne__, arguments)))
+        self.unknown = [name[0] for name in names if name[0] not in known]
 
     def refuse(self, rest: Sequence[str]) -> NoReturn:
         """Exit for arguments that nothing is known of, and say what may have been meant."""
@@ -58,6 +64,9 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with 2. What was typed stands in the message, and may hold anything."""
+        unknown, self.unknown = self.unknown, []
+        if unknown:  # what was to be the value of one would be blamed instead
+            self.refuse(unknown)
         text = "".join(c if " " <= c <= "~" else "?" for c in message)
         lines = f"usage: {self.usage}; see {self.prog} --help\n{self.prog}: error: {text}\n"
         with suppress(OSError):
@@ -70,7 +79,7 @@ def parse(kind: type[Options], arguments: Optional[Sequence[str]] = None) -> Opt
 
     --help and --version print and exit; raises OSError if standard output does not take it.
     """
-    parser = _Parser(kind)
+    parser = _Parser(kind, sys.argv[1:] if arguments is None else arguments)
     # Intermixed, as in tcptop 5 -C 10. A field of which nothing was said is None.
     found, rest = parser.parse_known_intermixed_args(arguments)
     if rest:

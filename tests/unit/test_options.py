@@ -172,6 +172,8 @@ INTERVALS = ["0", "0.09", "nan", "inf", "1_0", " 1", "1 ", "1e3", "\u0661", "+1"
         (["--json=x"], "ignored explicit argument"),
         (["--js"], "unrecognized arguments: --js; did you mean --json?"),
         (["--ip"], "did you mean --ipv4 or --ipv6?"),
+        (["--prob", "diag"], "unrecognized arguments: --prob; did you mean --probe?"),
+        (["-i", "eth0"], "unrecognized arguments: -i; interval and count stand alone"),
         (["--eb"], "unrecognized arguments: --eb"),
         (["--max=9"], "did you mean --max-sessions?"),
         (["--no-such-option"], "unrecognized arguments: --no-such-option"),
@@ -192,7 +194,7 @@ def test_usage_errors(arguments, complaint, capfd):
 
 
 def test_tcplife_has_no_interval(capfd):
-    assert refused(capfd, "-i", "5", kind=Tcplife) == "unrecognized arguments: -i 5"
+    assert refused(capfd, "-i", "5", kind=Tcplife) == "unrecognized arguments: -i"
     assert refused(capfd, "5", kind=Tcplife) == "unrecognized arguments: 5"
 
 

@@ -23,7 +23,7 @@ from tcptools.table import ENOUGH
 from tcptools.view import Style
 
 LOADAVG = "0.08 0.02 0.17 2/367 17342"
-HINTS = "h help, q quit, Enter details, / filter, b sum, t KB, s sort, space pause"
+HINTS = "h help, q quit, Enter details, / filter, b sum, t total, s sort, space pause"
 LOST = "12 events not counted, see --max-sessions"
 UP, DOWN, PAGE_UP, PAGE_DOWN, HOME, END = (
     "\033[A", "\033[B", "\033[5~", "\033[6~", "\033[H", "\033[F",
@@ -345,6 +345,9 @@ def test_the_status_line():
     assert view(some(2), note=LOST, keyboard=False).frame(80, 24)[-1].text == LOST
     status = view(some(2), keyboard=False, rows=1).frame(80, 24)[-1].text
     assert status == "1 session not shown"
+    warning = "not traced (it takes root: try sudo); less is known"
+    for columns, wording in (80, warning), (50, warning.partition(";")[0]), (30, "not traced"):
+        assert view(some(2), note=warning).frame(columns, 24)[-1].text.startswith(f"{wording},")
     narrow = view(some(30), note=LOST).frame(40, 10)[-1].text
     assert narrow == "12 events not counted, 23 not shown"
 
@@ -468,8 +471,8 @@ def test_what_numbers_show():
         live.add(made.interval(length=length), [session(3000, sent=8)])
     for heads, numbers in (
         (["RX/s▼", "TX/s▼"], ["750K", "2.0K"]),
-        (["RX_KB▼", "TX_KB▼"], ["3000", "8"]),
         (["RX▼", "TX▼"], ["5.8M", "16.0K"]),
+        (["RX_KB▼", "TX_KB▼"], ["3000", "8"]),
     ):
         found = live.frame(80, 24)
         assert found[1].text.split()[-2:] == heads and found[2].text.split()[-2:] == numbers
@@ -494,7 +497,7 @@ def test_what_is_not_in_the_totals_any_more_is_reported():
     assert found[-1].text.startswith("10.0K of 4 sessions that are gone not shown, h help")
     found = drawn(live, 120, 24, "bbb")  # by remote host
     assert found[2].text.split() == ["192.168.100.200", "7", "28.0K", "0"], "a sum has them all"
-    assert found[-1].text == HINTS.replace("t KB", "t rate")
+    assert found[-1].text == HINTS.replace("t total", "t KB")
     found = drawn(live, 120, 24, [DOWN, "\n"])
     assert "7,168 bytes in 1.0 s, 7.0K/s; 28,672 since the start" in "".join(text(found))
     live.type("q")
