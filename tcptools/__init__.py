@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What tcptop and tcplife stand on; docs/how-it-works.md draws how data go through it."""
 
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 
 
 class Failure(Exception):

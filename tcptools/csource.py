@@ -37,12 +37,14 @@ TYPED = (ENTRY_TYPED, EVENT_TYPED)
 
 
 class Kind(NamedTuple):
-    """A way to trace: the name for --probe, macros that say what programs it has, and what of
-    the kernel it needs, if that is said when it is missing."""
+    """A way to trace: the name for --probe, macros that say what programs it has, what of the
+    kernel it needs, if that is said when it is missing, and structure types that tell whether it
+    is there."""
 
     probe: str
     macros: tuple[str, ...] = ()
     needs: str = ""
+    types: tuple[str, ...] = ()
 
     def at_functions(self) -> bool:
         """Whether it has probes at functions of the kernel, and not at tracepoints alone."""
@@ -185,6 +187,7 @@ def wanted_kinds(tool: Tool, options: Common, btf: Optional[Btf]) -> list[Kind]:
         for kind in tool.kinds
         if asked(options) in ("auto", kind.probe)
         and (btf or ENTRY_TYPED not in kind.macros)
+        and all(btf and btf.struct(name) for name in kind.types)
         # Storage is made where a connection begins, with preemption off, and comes from
         # kmalloc(), which may sleep in a real-time kernel.
         and not (SOCKET_STORAGE in kind.macros and kernel.realtime())

@@ -321,11 +321,19 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="an existing directory for what the tools said")
     parser.add_argument("--short", action="store_true", help="a few of both, to see that it works")
     options = parser.parse_args()
-    wanted = SHORT[1] if options.short else options.tools.split(",")
-    only = SHORT[0] if options.short else options.workloads.split(",")
-    workloads = [name for name in names.stdout.splitlines() if name in only or only == [""]]
-    tools = [tool for tool in TOOLS if tool.name in wanted or wanted == [""]]
-    tools = [tool for tool in tools if not tool.package or version(tool)]
+    known = [tool.name for tool in TOOLS if not tool.package or version(tool)]
+    wanted = SHORT[1] if options.short else list(filter(None, options.tools.split(",")))
+    only = SHORT[0] if options.short else list(filter(None, options.workloads.split(",")))
+    for kind, all_names, asked in (
+        ("tool", known, wanted), ("workload", names.stdout.splitlines(), only)
+    ):  # fmt: skip
+        if missing := set(asked) - set(all_names):
+            parser.error(f"no {kind} {', '.join(sorted(missing))} here")
+    workloads = [name for name in names.stdout.splitlines() if not only or name in only]
+    tools = [tool for tool in TOOLS if tool.name in (wanted or known)]
+    # So that no start has Python compile its modules, nor any but bcc's compiler has run for it.
+    subprocess.run([*OURS[:2], "-C", "0.1", "1"], stdout=subprocess.DEVNULL, check=True)
+    shutil.rmtree("/var/cache/tcptop")
     subprocess.run([*TRAFFIC, "network"], check=True)
     server = subprocess.Popen(
         ["ip", "netns", "exec", "far", *TRAFFIC, "serve"], stdout=subprocess.PIPE
@@ -344,7 +352,7 @@ def main() -> int:
     print(f"{release[1] if release else ''}, Linux {os.uname().release};", end=" ")
     print(", ".join(f"{package} {number}" for package, number in packages.items()), end="\n\n")
     show(results, workloads)
-    return int(wanted != [""] and not all(one.found for _, one in results))
+    return int(bool(wanted) and not all(one.found for _, one in results))
 
 
 if __name__ == "__main__":

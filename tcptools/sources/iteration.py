@@ -51,10 +51,11 @@ def ring_size(max_sessions: int) -> int:
 
 def tool(options: Tcptop) -> Tool:
     """The C program and its sizes."""
-    needs = "BTF and, in tracing programs, socket storage (Linux 5.11, but no real-time kernel)"
+    needs = "BTF and an iteration that locks sockets (Linux 5.15), but no real-time kernel"
     return Tool(
         files=("common.h", "iter.h", "socket.h", "iter.c"),
-        kinds=(Kind("iter", (*TYPED, SOCKET_STORAGE), needs),),
+        # Since this type is there the iteration takes each socket's lock (04c7820b776f).
+        kinds=(Kind("iter", (*TYPED, SOCKET_STORAGE), needs, ("bpf_tcp_iter_state",)),),
         entries={"moved": ring_size(options.max_sessions), "namespaces": MAX_NAMESPACES},
         maps=("moved", "namespaces"),
         iterations=(

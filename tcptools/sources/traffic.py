@@ -30,7 +30,7 @@ RECORD_OVER = struct.Struct("=88xI4x16s")
 ROW = struct.Struct(f"=QQ24x{IDENTITY.size}s")
 # struct cgroup_path of bpf/tcptop.h, and how many are kept: as many as may be made in an interval.
 CGROUP_PATH, CGROUPS = 256, 4096
-# Seconds that the search for open sockets may take where it has to wait for their locks.
+# Seconds that the search for open sockets may take in a child.
 SEARCH_LIMIT = 5
 
 ROWS = ("rows_even", "rows_odd")
@@ -97,8 +97,8 @@ class Traffic:
             syscalls.iterate(files)
         if not sockets:
             return
-        # The kernel takes the lock of each socket for this iterator, and waits for it where its
-        # owner sleeps with it (bpf_iter_tcp_seq_show(), net/ipv4/tcp_ipv4.c).
+        # From Linux 5.15 on this iterator waits for the lock of each socket, whose owner may sleep
+        # with it (bpf_iter_tcp_seq_show(), net/ipv4/tcp_ipv4.c).
         child = os.fork()
         if not child:
             status = 1
@@ -115,7 +115,7 @@ class Traffic:
         while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
             if time.monotonic() > limit:
                 os.kill(child, signal.SIGKILL)
-                reason = "a process sleeps with a locked socket"
+                reason = "the search for open sockets took too long"
                 break
             time.sleep(0.01)
         if ended[1] or not ended[0]:

@@ -287,7 +287,7 @@ def test_sockets_are_not_iterated_where_they_cannot_be():
         [*command, "--probe", "iter", "1", "1"], check=False, capture_output=True, text=True
     )
     assert (result.returncode, result.stdout) == (1, "")
-    assert re.fullmatch(r"tcptop: .* iter probes, which need BTF and, .*\n", result.stderr)
+    assert re.fullmatch(r"tcptop: .* iter probes, which need BTF and .*\n", result.stderr)
 
 
 def test_without_btf_headers_serve():

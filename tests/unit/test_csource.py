@@ -4,6 +4,7 @@
 import re
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -199,6 +200,15 @@ def test_without_btf_only_kprobes_are_tried(option, expected):
 
 class FakeBtf:
     """A kernel that has types."""
+
+
+def test_no_iteration_where_sockets_are_not_locked(monkeypatch):
+    """As before Linux 5.15."""
+    monkeypatch.setattr(kernel, "realtime", lambda: False)
+    options = Tcptop(probe="iter")
+    for number, expected in (5, [ITER]), (None, []):
+        btf = mock.Mock(struct=lambda name, number=number: number)
+        assert csource.wanted_kinds(iteration.tool(options), options, btf) == expected
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ KINDS = [Tcptop, Tcplife]
 of_each_command = pytest.mark.parametrize("kind", KINDS, ids=name_of)
 SECTIONS = [
     "NAME", "SYNOPSIS", "DESCRIPTION", "REQUIREMENTS", "OPTIONS", "EXAMPLES", "FIELDS",
-    "EXIT STATUS", "OVERHEAD", "CAVEATS", "SOURCE", "OS", "STABILITY", "AUTHOR", "SEE ALSO",
+    "EXIT STATUS", "ENVIRONMENT", "OVERHEAD", "CAVEATS", "SOURCE", "OS", "STABILITY", "AUTHOR",
+    "SEE ALSO",
 ]  # fmt: skip
 
 
@@ -234,3 +235,11 @@ def test_make_help_names_every_target():
 def test_nothing_names_a_mirror():
     for path in [*ROOT.glob("tests/*.py"), ROOT / "Makefile", ROOT / "README.md"]:
         assert not re.search(r"https?://[\w.]*(debian|pypi)", path.read_text(encoding="utf-8"))
+
+
+def test_the_manual_page_has_the_measured_figures():
+    table = text_of("docs/cost.md").partition("\n## ")[0]
+    events = dict(re.findall(r"^\| ([^|]*) \| ([^|]*) \|", table, re.M))
+    overhead = re.sub("[.,]", " ", " ".join(manual(Tcptop, "OVERHEAD")))
+    for name in ("tcptop, fentry", "tcptop, kprobe", "bcc's tcptop (`tcptop-bpfcc` 0.26)"):
+        assert f" {events[name].replace(' ', '')} " in overhead
