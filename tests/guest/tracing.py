@@ -104,10 +104,18 @@ MOVERS = [kind for kind in KINDS if not CONTRACTS[kind].opener]
 
 
 def start(*arguments, kinds=KINDS):
-    """A Tracer of each kind, by name; started at once, for most of it is waiting to compile."""
-    tracers = {kind: Tracer("--probe", kind, *arguments) for kind in kinds}
-    for tracer in tracers.values():
-        tracer.attached()
+    """A Tracer of each kind, by name; started at once, for most of it is waiting to compile.
+
+    But for what polls, which comes last: the connections by which others prove themselves are
+    reset, and so would be missed events if it had seen them.
+    """
+    tracers = {}
+    for polls in (False, True):
+        some = [kind for kind in kinds if CONTRACTS[kind].polls is polls]
+        started = {kind: Tracer("--probe", kind, *arguments) for kind in some}
+        for tracer in started.values():
+            tracer.attached()
+        tracers.update(started)
     return tracers
 
 
