@@ -21,6 +21,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 import gc
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -44,8 +45,6 @@ from tcptools.units import Units
 LOADAVG = "/proc/loadavg"
 # Seconds until the live view has its first rows.
 FIRST = 0.3
-# In so many outputs it repeats the warnings that it hides.
-REPEATED = 10
 NO_LIBRARY = "no live view without the library wcwidth (python3-wcwidth): this is as with -C"
 # The exit status if a row was over the limit.
 OVER = 3
@@ -227,7 +226,8 @@ def run(options: Tcptop, scope: Scope) -> int:
     view = begin(options, this, listing, live)
     pace = pace_of(options, live)
     outputs, all_missed, over, lost = 0, 0, "", ""
-    less = "; ".join(traffic.warnings)
+    # It hides the warnings that came before it, but for how they begin.
+    less = ", ".join(re.split(" ?[(,:;]", warning)[0] for warning in traffic.warnings)
     wait = view.wait if view else this.wait
     with view or nullcontext():
         while outputs < options.count and not over:
@@ -254,7 +254,7 @@ def run(options: Tcptop, scope: Scope) -> int:
                 missed=all_missed if listing.since else missed,
             )
             if view:
-                view.show(ended, sessions, lost or less * (outputs <= REPEATED))
+                view.show(ended, sessions, lost or less)
                 continue
             this.say("" if options.silent else text_of(options, kind, listing.shown, ended))
             if missed and options.form != "json":

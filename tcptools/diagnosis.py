@@ -71,7 +71,7 @@ def facts(identity: bytes) -> list[tuple[str, str]]:
     unsent = f", {found.unsent:,} of them not sent" if found.unsent else ""
     return [
         ("state", found.state),
-        ("round trip", f"{found.rtt / 1000:.3f} ms, varies by {found.variation / 1000:.3f} ms"),
+        ("RTT", f"{found.rtt / 1000:.3f} ms, varies by {found.variation / 1000:.3f} ms"),
         ("window", window),
         ("resent", f"{found.retransmitted:,} segments, {found.resent:,} bytes"),
         ("unacked", f"{found.unacknowledged:,} bytes{unsent}"),

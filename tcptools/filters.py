@@ -98,8 +98,15 @@ class Filtering:
 
     def _begin(self) -> None:
         self._next = self.received = self.sent = 0
+        self.found: list[Session] = []
         self.working = bool(self._filter.search or self._within)
-        self.found: list[Session] = [] if self.working else list(self._sessions)
+        if not self.working:
+            self._pass(self._sessions)
+
+    def _pass(self, part: Sequence[Session]) -> None:
+        self.found += part
+        self.received += sum(map(itemgetter(0), part))
+        self.sent += sum(map(itemgetter(1), part))
 
     def work(self, end: float) -> None:
         """Look at more until a time of the monotonic clock, and a little longer."""
@@ -114,9 +121,7 @@ class Filtering:
                 self.error, self._filter = SLOW, Filter(None)
                 self._begin()
                 continue
-            self.found += part
-            self.received += sum(map(itemgetter(0), part))
-            self.sent += sum(map(itemgetter(1), part))
+            self._pass(part)
             self._next += stride
             self.working = self._next < len(self._sessions)
             if time.monotonic() >= end:

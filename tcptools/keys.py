@@ -218,7 +218,7 @@ KEYS = (
         lambda s: "o its sessions" if s.of.type != "session" and s.selected else "",
     ),
     Key(
-        ("/",), "/", "only sessions that match a regular expression; ! in front: that do not",
+        ("/",), "/", "only sessions whose line matches a regular expression; ! in front: not",
         lambda s: replace(s, typed=s.filter, before=s.filter, details=False),
         lambda _: "/ filter",
     ),

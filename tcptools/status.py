@@ -2,7 +2,6 @@
 """The lines above and below the table of the live view: sums, and what there is to say."""
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 from tcptools.figures import amount, spark
@@ -143,8 +142,7 @@ def status(
     if picture.note:
         # What was not counted is reported before what has no room.
         text = visible(picture.note, "ascii")
-        wordings = accumulate((text, *";(,"), lambda text, mark: text.partition(mark)[0].rstrip())
-        notices.append(tuple(dict.fromkeys(wordings)))
+        notices.append((text, text.partition(",")[0]))
     if listed.error:
         notices.append((f"no filter: it {visible(listed.error, 'ascii')}", "no filter"))
     if listed.working:

@@ -207,14 +207,14 @@ def _scrolled(text: Sequence[Line], state: State, columns: int, lines: int) -> l
     if state.help and len(text) <= lines:
         return list(text)
     room = max(1, lines - 1)
-    hidden = len(text) - room
+    more = len(text) - state.text_top - room
     notices: list[Sequence[str]] = []
     if state.paused and not state.help:
         notices.append(("PAUSED, space goes on", "PAUSED"))
-    if hidden > 0:
+    if more > 0:
         # Arrows go to other rows there.
         how = "" if state.help else ": PgDn"
-        notices.append((f"{hidden} lines not shown{how}", f"+{hidden}{how}", f"+{hidden}"))
+        notices.append((f"{more} more line{'s' * (more != 1)}{how}", f"+{more}{how}", f"+{more}"))
     hints = ["arrows move", "other keys return"]
     if not state.help:
         its = "o its sessions" * (state.of.type != "session")

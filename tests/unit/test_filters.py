@@ -121,6 +121,12 @@ if sys.argv[1:]:
     assert int(took) < 200_000, "KB"
 
 
+def test_the_sums_of_one_that_takes_too_long():
+    filtering = Filtering([(3, 5, b""), (4, 6, b"")], "(a+)+$", lambda _: "a" * 60 + "c")
+    filtering.work(math.inf)
+    assert (filtering.error, filtering.received, filtering.sent) == (SLOW, 7, 11)
+
+
 def test_one_that_takes_a_little_too_long_for_each_of_many(monkeypatch):
     monkeypatch.setattr(filters, "ALL_TOO_LONG", 0.05)
     monkeypatch.setattr(filters, "STRIDE", 1)

@@ -208,6 +208,16 @@ def test_what_the_command_line_says_is_how_the_view_begins(terminal):
         assert seen[1].split() == ["RADDR", "LPORT", "SESSIONS", "RX▼", "TX"]
 
 
+def test_warnings_are_repeated_shortly(terminal):
+    """The view hides them."""
+    first = (
+        "Traffic.warnings = ['not traced (try sudo); less: more', 'it took too long, so it ended']"
+    )
+    with tcptop(terminal, "-S", "0.1", first=first):
+        seen = until(terminal, lambda seen: "30 sessions" in seen[0])
+        assert seen[-1].startswith("not traced, it took too long, 9 sessions not shown, h help")
+
+
 def test_a_window_that_shrinks(terminal):
     with screen_on(terminal) as view:
         view.show(HEAD, some(50))

@@ -345,9 +345,6 @@ def test_the_status_line():
     assert view(some(2), note=LOST, keyboard=False).frame(80, 24)[-1].text == LOST
     status = view(some(2), keyboard=False, rows=1).frame(80, 24)[-1].text
     assert status == "1 session not shown"
-    warning = "not traced (it takes root: try sudo); less is known"
-    for columns, wording in (80, warning), (50, warning.partition(";")[0]), (30, "not traced"):
-        assert view(some(2), note=warning).frame(columns, 24)[-1].text.startswith(f"{wording},")
     narrow = view(some(30), note=LOST).frame(40, 10)[-1].text
     assert narrow == "12 events not counted, 23 not shown"
 
