@@ -188,14 +188,14 @@ def until(wait: Callable[[float], Wake], seconds: float, exporter: Optional[Expo
         return Wake.ENDED
 
 
-def begin(options: Tcptop, this: Command, listing: Outputs, live: bool) -> Optional[Screen]:
+def begin(options: Tcptop, this: Command, outputs: Outputs, live: bool) -> Optional[Screen]:
     """Write what comes before all outputs; the live view, if they are to be in one."""
     if options.form == "csv":
-        this.say(report.csv_header(listing.kind))
+        this.say(report.csv_header(outputs.kind))
     elif options.form == "text" and not options.silent:
         this.say(f"Tracing... Output every {options.interval} secs. Hit Ctrl-C to end\n")
         if live:
-            return Screen(this, listing.view(options))
+            return Screen(this, outputs.view(options))
     return None
 
 
@@ -211,8 +211,8 @@ def run(options: Tcptop, scope: Scope) -> int:
     if options.silent:
         command.close_output()
     this = Command("tcptop")
-    listing = Outputs(options, traffic.cgroup_path, live)
-    kind = listing.kind
+    outputs = Outputs(options, traffic.cgroup_path, live)
+    kind = outputs.kind
     privileges.give_up(needed(traffic, file, live))
     exporter = Exporter(file, Series(kind, options.series)) if file else None
     missing = [] if live == in_place else [NO_LIBRARY]
@@ -223,40 +223,40 @@ def run(options: Tcptop, scope: Scope) -> int:
     # gone at its end, takes a sixth of the time of an output.
     gc.freeze()
     gc.set_threshold(100_000)
-    view = begin(options, this, listing, live)
+    view = begin(options, this, outputs, live)
     pace = pace_of(options, live)
-    outputs, all_missed, over, lost = 0, 0, "", ""
+    count, all_missed, over, lost = 0, 0, "", ""
     # It hides the warnings that came before it, but for how they begin.
     less = ", ".join(re.split(" ?[(,:;]", warning)[0] for warning in traffic.warnings)
     wait = view.wait if view else this.wait
     with view or nullcontext():
-        while outputs < options.count and not over:
+        while count < options.count and not over:
             woken = until(wait, pace.left(), exporter)
             if view and woken is Wake.CHANGED:
                 pace.change(view.interval)
                 continue
-            outputs += 1
+            count += 1
             if view and woken is Wake.ENDED:
                 break  # the last whole interval stays to be seen
             sessions, missed = traffic.drain()
             all_missed += missed
             lost = f"{all_missed} {traffic.losses}" if all_missed else ""
-            listing.add(sessions)
+            outputs.add(sessions)
             length = pace.end()
-            this.complain(exporter.add(listing.latest, missed) if exporter else "")
+            this.complain(exporter.add(outputs.latest, missed) if exporter else "")
             if woken is not Wake.ENDED:  # what is cut short says nothing of a second
-                over = alarm(options, kind, listing.latest, length)
+                over = alarm(options, kind, outputs.latest, length)
             ended = report.Interval(
                 time=time.time(),
-                length=time.monotonic() - pace.start if listing.since else length,
+                length=time.monotonic() - pace.start if outputs.since else length,
                 clock=time.strftime("%H:%M:%S"),
                 loadavg="" if options.nosummary else load_average(),
-                missed=all_missed if listing.since else missed,
+                missed=all_missed if outputs.since else missed,
             )
             if view:
                 view.show(ended, sessions, lost or less)
                 continue
-            this.say("" if options.silent else text_of(options, kind, listing.shown, ended))
+            this.say("" if options.silent else text_of(options, kind, outputs.shown, ended))
             if missed and options.form != "json":
                 this.complain(f"{missed} {traffic.losses}")
             if woken is Wake.ENDED:

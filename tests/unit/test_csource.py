@@ -104,12 +104,31 @@ WANTED = {
 }
 
 
-def test_every_filter_makes_another_program():
-    for each in rows(Tcptop):
-        if each.group == FILTERS:
-            wanted = WANTED[each.name]
-            scope = wanted if isinstance(wanted, Scope) else NOTHING
-            assert text(*(() if scope is wanted else wanted), scope=scope) != text(), each.name
+# The text of the functions that let tasks and sessions pass.
+CONDITIONS = dict(
+    re.findall(
+        r"^static __always_inline bool (\w+_matches)\([^\n]*\n\{\n(.*?)^\}",
+        Path(csource.BPF_DIRECTORY, "common.h").read_text(encoding="ascii"),
+        re.M | re.S,
+    )
+)
+
+
+def test_every_filter_is_a_condition():
+    """Of sessions; or of tasks, of the one that runs and of another."""
+    assert set(WANTED) == {each.name for each in rows(Tcptop) if each.group == FILTERS}
+    for filtered, wanted in WANTED.items():
+        scope = wanted if isinstance(wanted, Scope) else NOTHING
+        found = macros(*(() if scope is wanted else wanted), scope=scope).items() - macros().items()
+        names = {name.partition("(")[0] for name, _ in found}
+        names |= {f"in_{name.lower()}" for name in names}
+        conditions = {
+            function
+            for function, text in CONDITIONS.items()
+            if names & set(re.findall(r"\w+", text))
+        }
+        of_tasks = {"task_matches", "other_matches"}
+        assert "session_matches" in conditions or of_tasks <= conditions, filtered
 
 
 def test_every_macro_is_used_and_in_the_head_of_the_text():
@@ -117,7 +136,8 @@ def test_every_macro_is_used_and_in_the_head_of_the_text():
         path.read_text(encoding="ascii") for path in Path(csource.BPF_DIRECTORY).glob("*.[ch]")
     )
     every = Scope((7, 1), {name: PinnedMap(7, 0) for name in ("cgroupmap", "mntnsmap")})
-    options = parse(Tcptop, ["-4", "-L", "1", "-D", "1", "-p", "1", "-u"])
+    arguments = [each for one in WANTED.values() if not isinstance(one, Scope) for each in one]
+    options = parse(Tcptop, [*arguments, "-u"])
     for line in csource.macros(STORAGE, options, every, {}, 0).splitlines():
         name = re.match(r"#define (\w+)", line)[1]
         assert re.search(rf"^ \*.*\b{name}\b", program, re.M), name

@@ -9,13 +9,14 @@ import random
 import signal
 import socket
 import struct
-import time
 from unittest import mock
 
 import pytest
 from diagnosed import ECHO, PATIENCE, Ledger, Watch, as_nobody, child, ended, tell
 
 from tcptools import Failure
+from tcptools.kernel import PinnedMap, Scope
+from tcptools.options import FILTERS, Tcptop, rows
 from tcptools.sockdiag import BC_D_EQ, BC_JMP, BC_S_EQ, Inquiry, port_filter
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
@@ -165,11 +166,37 @@ def test_namespaces_are_searched_for_as_often_as_takes_little_time(
     ledger, monkeypatch, took, pause
 ):
     watch = Watch(ledger)
-    monkeypatch.setattr("tcptools.kernel.network_namespaces", lambda: [time.sleep(took)])
+    monkeypatch.setattr("tcptools.kernel.network_namespaces", lambda: [])
+    monkeypatch.setattr("tcptools.polled.time.monotonic", mock.Mock(side_effect=[100, 100 + took]))
     watch.source._next_search = 0.0
-    began = time.monotonic()
     watch.source._search_namespaces()
-    assert pause <= watch.source._next_search - began <= (pause + 1 if pause < 5 else pause + 0.1)
+    assert watch.source._next_search == pytest.approx(100 + pause)
+
+
+# Of each filter what no session passes.
+NOTHING = {
+    "pids": ("-p", str(2**22)),
+    "lports": ("-L", "1"),
+    "rports": ("-D", "1"),
+    "families": ("-6",),
+    "cgroup": Scope((2**40, 1), {}),
+    "cgroupmap": Scope(None, {"cgroupmap": PinnedMap(-1, 0)}),
+    "mntnsmap": Scope(None, {"mntnsmap": PinnedMap(-1, 0)}),
+}
+
+
+def test_every_filter_can_let_nothing_pass(ledger, monkeypatch):
+    monkeypatch.setattr("tcptools.tasks.in_map", lambda *_: False)
+    assert set(NOTHING) == {each.name for each in rows(Tcptop) if each.group == FILTERS}
+    everything, watches = Watch(ledger), {}
+    for filtered, wanted in NOTHING.items():
+        scope = wanted if isinstance(wanted, Scope) else Scope(None, {})
+        monkeypatch.setattr("tcptools.kernel.scope", lambda *_, scope=scope: scope)
+        watches[filtered] = Watch(ledger, *(() if scope is wanted else wanted))
+    ledger.move(*ledger.pair(), 100)
+    everything.until_exact()
+    for filtered, watch in watches.items():
+        assert (filtered, watch.drain()) == (filtered, {})
 
 
 @needs_root
