@@ -23,7 +23,18 @@ import time
 import bpfsys
 import pytest
 from test_life import Watch, records_of
-from tracing import COMMAND, CONTRACTS, HAS_FENTRY, KINDS, LIFE, PATIENCE, settle, start, tcptop
+from tracing import (
+    COMMAND,
+    CONTRACTS,
+    HAS_FENTRY,
+    KINDS,
+    LIFE,
+    PATIENCE,
+    by_ports,
+    settle,
+    start,
+    tcptop,
+)
 from workload import Ledger, close, connect, listener, move, pair, receive, send
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -169,14 +180,6 @@ def late(*arguments):
     finally:
         statuses = {kind: tracer.stop() for kind, tracer in tracers.items()}
     assert statuses == dict.fromkeys(tracers, 0)
-
-
-def by_ports(rows):
-    """What all processes together moved over each session."""
-    sums = collections.defaultdict(lambda: [0, 0])
-    for (_, *ports), moved in rows.items():
-        sums[tuple(ports)] = [a + b for a, b in zip(sums[tuple(ports)], moved)]
-    return dict(sums)
 
 
 def assert_sums(tracers, ledger, when=""):

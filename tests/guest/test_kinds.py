@@ -18,8 +18,8 @@ import threading
 import time
 
 import pytest
-from test_corners import by_ports, late, sysctl
-from tracing import CONTRACTS, HAS, PATIENCE, settle, start
+from test_corners import late, sysctl
+from tracing import CONTRACTS, HAS, PATIENCE, by_ports, settle, start
 from workload import Ledger, close, connect, listener, move, pair
 
 LIBC = ctypes.CDLL(None, use_errno=True)

@@ -119,6 +119,14 @@ def start(*arguments, kinds=KINDS):
     return tracers
 
 
+def by_ports(rows):
+    """What all processes together moved over each session."""
+    sums = collections.defaultdict(lambda: [0, 0])
+    for (_, *ports), moved in rows.items():
+        sums[tuple(ports)] = [a + b for a, b in zip(sums[tuple(ports)], moved)]
+    return dict(sums)
+
+
 class Tracer:
     """A running `tcptop --json`: everything that it says, collected."""
 
