@@ -326,7 +326,7 @@ int note_file(struct file_iteration *at)
 	return socket ? note(*(void **)(socket + OFFSET_sk)) : 0;
 }
 
-/* Every TCP socket of a network namespace, under its lock. */
+/* Every TCP socket of a network namespace. */
 int note_socket(struct tcp_iteration *at)
 {
 	void *sk = at->sk;

@@ -331,7 +331,7 @@ def main() -> int:
             parser.error(f"no {kind} {', '.join(sorted(missing))} here")
     workloads = [name for name in names.stdout.splitlines() if not only or name in only]
     tools = [tool for tool in TOOLS if tool.name in (wanted or known)]
-    # So that no start has Python compile its modules, nor any but bcc's compiler has run for it.
+    # So that no start has Python compile its modules; what bcc has compiled for it is not kept.
     subprocess.run([*OURS[:2], "-C", "0.1", "1"], stdout=subprocess.DEVNULL, check=True)
     shutil.rmtree("/var/cache/tcptop")
     subprocess.run([*TRAFFIC, "network"], check=True)

@@ -108,6 +108,7 @@ def slowly(stack, file):
     class Page(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             page = file.read_bytes() if file.exists() else b""
+            page += f"node_time_seconds {time.time()}\n".encode()
             time.sleep(0.5)
             self.send_response(200)
             self.send_header("Content-Type", "text/plain; version=0.0.4")
@@ -137,7 +138,7 @@ class Stack:
         log = stack.enter_context(open(directory / "log", "w", encoding="utf-8"))
         stack.enter_context(
             running(
-                *("prometheus-node-exporter", "--collector.disable-defaults"),
+                *("prometheus-node-exporter", "--collector.disable-defaults", "--collector.time"),
                 *("--collector.textfile", f"--collector.textfile.directory={self.file.parent}"),
                 f"--web.listen-address=127.0.0.1:{node}",
                 stderr=log,

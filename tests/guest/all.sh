@@ -8,8 +8,7 @@ options=$*
 pytest() { python3 -m pytest -q -p no:cacheprovider $options "$@"; }
 
 # Kinds by turns: what iterates over sockets takes the lock of each, as if it used it, and so may be
-# credited with what a skipped probe left, or with what a socket with helpers moved. So does the start
-# of any kind before Linux 5.11.
+# credited with what a skipped probe left, or with what a socket with helpers moved.
 PROBES=fentry,kprobe
 exact() { TCPTOP_KINDS=$1 pytest tests/guest/test_exact.py; }
 

@@ -111,9 +111,11 @@ def in_a_namespace(work):
         finally:
             os._exit(0)
     theirs.close()
-    yield ours
-    ours.close()
-    os.waitpid(child, 0)
+    try:
+        yield ours
+    finally:
+        ours.close()
+        os.waitpid(child, 0)
 
 
 def test_sockets_of_another_namespace(ledger):
