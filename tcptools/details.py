@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The details of a row, for the live view: what is known of a session, its process, its socket."""
+"""The details of a row, for the live view: what is known of a session, its process."""
 
 from typing import Any
 
-from tcptools import diagnosis
 from tcptools.figures import amount, exact
 from tcptools.history import Picture
 from tcptools.listing import texts
@@ -42,15 +41,23 @@ def traffic(picture: Picture, row: Any, total: Any) -> list[Fact]:
     return facts
 
 
-def of_sum(kind: Rows, picture: Picture, row: Any, total: Any) -> list[Fact]:
+def of_sum(kind: Rows, picture: Picture, row: Any, total: Any, unit_of: UnitOf) -> list[Fact]:
     """What is known of a sum."""
     cells = texts(kind, row)
     names = [column.heading.lower() for column in kind.columns]
-    return [(" ".join(cells[:-1]), ""), *zip(names, cells), *traffic(picture, row, total)]
+    facts = [(" ".join(cells[:-1]), ""), *zip(names, cells)]
+    if "pid" in names:
+        pid, comm = (row[2][names.index(name)] for name in ("pid", "comm"))
+        keys = kind.keys(picture.sessions)
+        of = [one[2] for one, key in zip(picture.sessions, keys) if key == row[2]]
+        who = {"user": {user(one[UID]) for one in of}, "unit": set(map(unit_of, of))}
+        facts.append(("command", command_line(pid, comm) if pid else "-"))
+        facts += [(name, ", ".join(sorted(its))) for name, its in who.items() if its]
+    return [*facts, *traffic(picture, row, total)]
 
 
 def of_session(picture: Picture, row: Any, unit_of: UnitOf) -> list[Fact]:
-    """What is known of a session."""
+    """What is known of a session, but for its socket."""
     identity = row[2]
     who, total = identify(identity), picture.total(identity)
     local, remote = texts(PLAIN, row)[2:]
@@ -67,4 +74,4 @@ def of_session(picture: Picture, row: Any, unit_of: UnitOf) -> list[Fact]:
     ]
     if total:
         facts.append(("first seen", f"at {total.since}"))
-    return facts + diagnosis.facts(identity)
+    return facts

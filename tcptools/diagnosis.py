@@ -60,11 +60,11 @@ def diagnose(identity: bytes) -> Optional[Diagnosis]:
 
 
 def facts(identity: bytes) -> list[tuple[str, str]]:
-    """The same as names and texts."""
+    """The same as names and texts; the first name is "socket" if there is none."""
     try:
         found = diagnose(identity)
     except OSError:
-        return [("socket", "-")]
+        return [("socket", "not known, as its process has gone or may not be looked into")]
     if not found:
         return [("socket", "closed, or not found")]
     window = f"{found.window} segments of {found.mss} bytes"

@@ -24,11 +24,11 @@ PATIENCE, SHORT_PATIENCE = 0.5, 0.015
 PORTION = 1024
 
 # What a session is sorted by if not by its bytes, as far as its identity has it.
-PARTS = {
+PARTS: dict[str, Callable[[bytes], bytes]] = {
     "PID": itemgetter(session.PID),
     "COMM": itemgetter(session.COMM),
-    "LADDR": itemgetter(session.LADDR),
-    "RADDR": itemgetter(session.RADDR),
+    "LADDR": lambda identity: identity[session.LADDR] + identity[session.LPORT],
+    "RADDR": lambda identity: identity[session.RADDR] + identity[session.RPORT],
 }
 # How an IPv4 address begins that is written as one of IPv6, with its port (RFC 4291, 2.5.5.2).
 MAPPED = "[::ffff:"

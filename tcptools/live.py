@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The live view without its terminal: intervals and keys go in, frames come out."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+from tcptools import diagnosis
 from tcptools.details import of_session, of_sum
 from tcptools.history import History, Picture
 from tcptools.keys import State, enter, handle
@@ -44,6 +47,8 @@ class Live:
         self._listing = Listing(self._history.unit_of)
         self._shown = self._latest = Picture()
         self._window = (80, 24)
+        # What the latest session with details had for a socket, and when.
+        self._socket: tuple[Any, str, Sequence[Fact]] = (None, "", ())
 
     def add(self, interval: Interval, sessions: Sequence[Session], note: str = "") -> None:
         """Take an interval's sessions, of which none is kept back by anything."""
@@ -107,9 +112,19 @@ class Live:
         if kind.type == "session":
             nothing = kind.made(key, 0, 0, 0)
             row = next((row for row in picture.sessions if row[2] == key), nothing)
-            return of_session(picture, row, self._history.unit_of)
-        both = (self._listing.selected(picture, self.state, total) for total in (False, True))
-        return of_sum(kind, picture, *both)
+            return [*of_session(picture, row, self._history.unit_of), *self._socket_of(key)]
+        row, total = (self._listing.selected(picture, self.state, each) for each in (False, True))
+        return of_sum(kind, picture, row, total, self._history.unit_of)
+
+    def _socket_of(self, identity: bytes) -> Sequence[Fact]:
+        """What a session's socket says, or said last while its details were seen."""
+        facts = diagnosis.facts(identity)
+        known, clock, last = self._socket
+        if facts[0][0] != "socket":
+            self._socket = (identity, time.strftime("%H:%M:%S"), facts)
+        elif known == identity:
+            return [*facts, (f"its socket at {clock}", ""), *last]
+        return facts
 
     def remains(self, columns: int, lines: int) -> list[str]:
         """What is left of the last frame; nothing if there was no interval."""

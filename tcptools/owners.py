@@ -24,6 +24,12 @@ def processes() -> list[int]:
     return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
 
 
+def hides_files(pid: int) -> bool:
+    """Whether a process is there whose open files we may not see."""
+    files = f"/proc/{pid}/fd"
+    return os.path.exists(files) and not os.access(files, os.R_OK)
+
+
 def inode_of(path: bytes) -> int:
     """The inode of the socket that a link in /proc/PID/fd stands for, 0 if it is none."""
     try:

@@ -2,6 +2,7 @@
 """From arguments to what the table of options makes of them, or to two lines that say why not."""
 
 import argparse
+import difflib
 import os
 import re
 import shlex
@@ -56,7 +57,9 @@ class _Parser(argparse.ArgumentParser):
         """Exit for arguments that nothing is known of, and say what may have been meant."""
         hint, name = "", rest[0].partition("=")[0]
         flags = [each for one in visible(self.kind) for each in one.flags]
-        if longer := [each for each in flags if name[2:] and each.startswith(name)]:
+        longer = [each for each in flags if name[2:] and each.startswith(name)]
+        longer = longer or difflib.get_close_matches(name, flags, 1) * name.startswith("--")
+        if longer:
             hint = f"; did you mean {' or '.join(longer)}?"
         elif visible(self.kind, ARGUMENTS) and re.match(STRANGERS, name):
             hint = f"; interval and count stand alone: {self.prog} 5 10"

@@ -11,7 +11,7 @@ from tcptools import Failure, kernel
 from tcptools.kernel import Scope
 from tcptools.notices import LATE, PAUSE
 from tcptools.options import Common
-from tcptools.owners import Owners
+from tcptools.owners import Owners, hides_files
 from tcptools.privileges import (
     CAP_BPF,
     CAP_DAC_READ_SEARCH,
@@ -46,6 +46,10 @@ class Polled:
         self._lports, self._rports = frozenset(options.lports), frozenset(options.rports)
         self._bytecode = port_filter(options.lports, options.rports)
         self._sees_all = os.access("/proc/1/fd", os.R_OK)
+        hidden = [pid for pid in options.pids if hides_files(pid)]
+        if hidden:
+            whose = ", ".join(map(str, hidden))
+            self.warnings.append(f"only root may see the sockets of process {whose}")
         self._missed = 0
         self._absent: set[int] = set()  # namespaces that the last search has not found
         home = os.stat("/proc/self/ns/net").st_ino

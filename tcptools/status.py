@@ -157,6 +157,10 @@ def status(
         moved = amount(received + sent)
         notices.append((f"{moved} of {number} sessions that are gone not shown", f"+{moved}"))
     hints = [f"from row {shown[0] + 1} on"] if shown[0] else []
+    if state.selected is not None and not listed.working:
+        place = listed.find(state.selected)
+        if place is None or not shown[0] <= place < sum(shown):
+            hints.insert(0, f"the selected {noun} is out of sight")
     # How to get out has a place before all that one can get into.
     hints += [key.hint(state) for key in sorted(KEYS, key=lambda key: key is not LEAVING)]
     return one_line(notices, hints if state.keyboard else [], columns)

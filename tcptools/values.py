@@ -72,8 +72,8 @@ def ports(text: str) -> tuple[int, ...]:
 
 
 def path(text: str) -> str:
-    """A path, or a name, which has to be something."""
-    if not text or "\0" in text:
+    """A path, or a name; not -, by which others mean standard output."""
+    if text in ("", "-") or "\0" in text:
         raise argparse.ArgumentTypeError(f"{shown(text)} is no path")
     return text
 

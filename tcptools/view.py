@@ -93,7 +93,8 @@ def settle(state: State, picture: Picture, listed: Listed, columns: int, lines: 
     if state.selected is None and not (moves or state.details or state.entering):
         return replace(state, top=0)
     if not len(listed):
-        return replace(state, top=0, details=False, entering=False)
+        details = state.details and state.selected is not None
+        return replace(state, top=0, details=details, entering=False)
     room = max(1, layout(state, picture, listed, columns, lines).rows)
     place = state.place
     if state.selected is None:
@@ -101,11 +102,12 @@ def settle(state: State, picture: Picture, listed: Listed, columns: int, lines: 
         place = state.top - (rows > 0)
     else:
         found = listed.find(state.selected)
-        if found is None and not moves:
-            # Where it was, something else is.
+        # A row that moved nothing is at the end: the window does not follow it there.
+        seen = found is not None and found < max(listed.live, state.top + room)
+        if not (seen or moves):
             top = max(0, min(state.top, len(listed) - room))
-            return replace(state, top=top, details=False, entering=False)
-        place = place if found is None else found
+            return replace(state, top=top, entering=state.entering and found is not None)
+        place = found if seen and found is not None else place
     place = max(0, min(place + rows + windows * room, len(listed) - 1))
     top = max(place - room + 1, min(state.top + windows * room, place))
     top = max(0, min(top, len(listed) - room))
@@ -202,6 +204,12 @@ def details(state: State, facts: Sequence[Fact], columns: int) -> list[Line]:
     return body
 
 
+def _last(state: State, text: str) -> Line:
+    """The last line, which stands out while the picture is held still."""
+    still = state.paused and not (state.typing or state.help)
+    return Line(text, Style.HEADING if still else Style.PLAIN)
+
+
 def _scrolled(text: Sequence[Line], state: State, columns: int, lines: int) -> list[Line]:
     """The part of a text that the window shows; the last line says how to go on."""
     if state.help and len(text) <= lines:
@@ -221,7 +229,7 @@ def _scrolled(text: Sequence[Line], state: State, columns: int, lines: int) -> l
         hints = ["q returns", "arrows other rows", its]
     last = one_line(notices, hints, columns)
     body = list(text[state.text_top : state.text_top + room])
-    return body + [Line("")] * (room - len(body)) + [Line(last)] * (lines > 1)
+    return body + [Line("")] * (room - len(body)) + [_last(state, last)] * (lines > 1)
 
 
 def frame(
@@ -243,7 +251,7 @@ def frame(
         body = [Line(line) for line in plan.head]
         body += table(state, picture, listed, plan.rows, columns)[not plan.heading :]
         if plan.status:
-            body += [Line("")] * (lines - 1 - len(body)) + [Line(plan.status)]
+            body += [Line("")] * (lines - 1 - len(body)) + [_last(state, plan.status)]
     return body + [Line("")] * (lines - len(body))
 
 

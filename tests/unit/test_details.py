@@ -113,8 +113,8 @@ def test_a_network_namespace_that_is_not_known_is_not_taken_for_ours(connection,
         row = session_of(connection[0], pid)
         monkeypatch.setattr(kernel, "enters_namespaces", lambda: True)
         monkeypatch.setattr(kernel, "CLONE_NEWNET", 0x20000000)  # which setns(2) refuses
-        picture = History().add(made.interval(), [row])
-        assert of_session(picture, row, lambda _: "-")[-1] == ("socket", "-")
+        [(name, reason)] = facts(row[2])
+        assert name == "socket" and reason.startswith("not known, ")
         assert diagnose(identity_of(connection[0])), "ours is known all the same"
         process.stdin.close()
 
@@ -182,8 +182,7 @@ def test_the_command_line_of_a_name_that_ends_in_a_newline():
         process.stdin.close()
 
 
-def test_facts_of_a_session(monkeypatch):
-    monkeypatch.setattr(diagnosis, "diagnose", lambda _: None)
+def test_facts_of_a_session():
     row = made.session(2048, 1, 4194305, b"sshd", "::1", "::ffff:192.0.2.1", uid=0, cgroup=7)
     history = History(lambda _: "ssh.service")
     history.add(made.interval(clock="03:53:19"), [row])
@@ -198,7 +197,6 @@ def test_facts_of_a_session(monkeypatch):
         ("RX", "2,048 bytes in 2.0 s, 1.0K/s; 4,096 since the start"),
         ("TX", "1 byte in 2.0 s, 0/s; 2 since the start"),
         ("first seen", "at 03:53:19"),
-        ("socket", "closed, or not found"),
     ]
     unknown = made.session(0, 0, 0, b"-")
     found = dict(of_session(picture, unknown, history.unit_of))
@@ -208,9 +206,14 @@ def test_facts_of_a_session(monkeypatch):
 
 def test_facts_of_a_sum():
     live = Live()
-    picture = History().add(made.interval(), [made.session(5, 6, 7, b"a"), made.session(1, 1)])
-    kind = live.state.kinds[1]
-    [row] = [row for row in kind.of(picture.sessions) if row[2] == (7, "a")]
-    assert of_sum(kind, picture, row, row)[:4] == [
-        ("7 a", ""), ("pid", "7"), ("comm", "a"), ("sessions", "1"),
+    of_process = [made.session(5, 6, 4194305, b"a", uid=uid, cgroup=7) for uid in (0, 4294)]
+    picture = History().add(made.interval(), [*of_process, made.session(1, 1)])
+    by_process, by_unit = live.state.kinds[1:3]
+    [row] = [row for row in by_process.of(picture.sessions) if row[2] == (4194305, "a")]
+    assert of_sum(by_process, picture, row, row, lambda _: "a.service")[:7] == [
+        ("4194305 a", ""), ("pid", "4194305"), ("comm", "a"), ("sessions", "2"),
+        ("command", "the process has ended"), ("user", "4294, root"), ("unit", "a.service"),
     ]  # fmt: skip
+    [row] = by_unit.of(picture.sessions)
+    names = [name for name, _ in of_sum(by_unit, picture, row, row, lambda _: "-")]
+    assert names == ["-", "unit", "sessions", "RX", "TX"]

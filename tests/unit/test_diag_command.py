@@ -160,6 +160,11 @@ def test_what_was_tried():
     assert lines[3] == "tcptop: probes: none; socket diagnosis, at each output"
 
 
+def test_who_may_not_be_seen_is_not_taken_for_who_moves_nothing():
+    options = "--probe", "diag", "--json", "-p", "1,4194305", ".2", "1"
+    assert run(*options, **NOBODY).stderr == "tcptop: only root may see the sockets of process 1\n"
+
+
 @pytest.mark.parametrize("kind", ["fentry", "kprobe"])
 def test_what_is_asked_for_by_name_is_no_other(kind):
     result = run("--probe", kind, **NOBODY)

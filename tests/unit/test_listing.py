@@ -72,6 +72,14 @@ SESSIONS = [
 ]
 
 
+def test_who_has_the_same_address_is_in_the_order_of_ports():
+    ends = [(9, 300), (80, 20), (22, 1000)]
+    sessions = [made.session(1, 1, lport, ports=(lport, rport)) for lport, rport in ends]
+    for order, expected in (("LADDR", [9, 22, 80]), ("RADDR", [80, 9, 22])):
+        listed = Listing().rows(picture_of(sessions), State(order=order))
+        assert [int.from_bytes(row[2][4:8], "big") for row in listed.part(0, 9)] == expected
+
+
 @pytest.mark.parametrize(
     "order, expected",
     [

@@ -399,7 +399,48 @@ def test_details_say_how_to_go_on_before_what_else_there_is():
     assert "PgDn" not in text(live.frame(40, 40))[-1], "all is seen"
 
 
+@pytest.mark.parametrize("keys", ["", "/ssh\n", "b"])
+def test_details_stay_until_a_key_ends_them(keys):
+    """Even if all sessions end: the key that is typed then would end tcptop instead."""
+    live = view(some(9))
+    drawn(live, keys=[*keys, DOWN, "\n"])
+    for sessions in some(8), some(8), []:
+        live.add(made.interval(), sessions)
+        found = text(live.frame(80, 24))
+        assert found[0] == "sshd (4194314)" or found[0] == "4194314 sshd"
+        assert any("0 bytes in 1.0 s, 0/s; 9,216 since the start" in line for line in found)
+    live.type(["q"])
+    assert not live.state.quit
+    assert "session" in live.frame(80, 24)[0].text
+
+
+def test_what_a_socket_said_last_is_kept_while_its_details_are_seen(monkeypatch):
+    said = {"RTT": "1.000 ms"}
+    monkeypatch.setattr(diagnosis, "facts", lambda _: list(said.items()))
+    live = view(some(2))
+    assert ["RTT", "1.000", "ms"] in [line.split() for line in text(drawn(live, keys=[DOWN, "\n"]))]
+    said = {"socket": "closed, or not found"}
+    closed, heading, rtt = list(filter(None, text(live.frame(80, 24))))[-4:-1]
+    assert closed.split()[0] == "socket" and rtt.split() == ["RTT", "1.000", "ms"]
+    assert re.fullmatch("its socket at [0-9:]{8}", heading)
+    assert "RTT" not in "".join(text(drawn(live, keys=[DOWN]))), "which is of another one"
+
+
 # Selection
+
+
+def test_a_selected_session_that_ends_does_not_take_the_window_along():
+    live = view(some(30))
+    assert selected(drawn(live, 80, 10, [DOWN, DOWN])) == 29
+    for _ in range(3):
+        live.add(made.interval(), [session(30), *some(28)])
+        found = live.frame(80, 10)
+        assert sizes(found) == [30, 28, 27, 26, 25, 24, 23] and selected(found) is None
+        assert "the selected session is out of sight" in live.frame(132, 10)[-1].text
+    assert selected(drawn(live, 80, 10, [DOWN])) == 27, "the one below where it was"
+    assert "out of sight" not in live.frame(132, 10)[-1].text
+    live.add(made.interval(), some(30))
+    assert selected(live.frame(80, 10)) == 27
 
 
 def test_the_selection_goes_with_its_session():
