@@ -33,7 +33,7 @@ from tcptools.cumulative import Cumulative
 from tcptools.kernel import Scope
 from tcptools.keys import State
 from tcptools.live import Live
-from tcptools.options import Tcptop
+from tcptools.options import Tcptop, filters
 from tcptools.privileges import CAP_DAC_OVERRIDE
 from tcptools.prometheus import Exporter, Series, Textfile
 from tcptools.report import Rows, Sessions, no_unit
@@ -94,6 +94,7 @@ class Outputs:
             rows=options.rows,
             interval=float(options.interval),
             measure="total" if options.cumulative else "rate",
+            given=filters(options),
         )
         self._live = Live(state, self._unit_of, options.by, options.units)
         return self._live

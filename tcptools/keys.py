@@ -26,14 +26,15 @@ ALL_ROWS = 1 << 62
 class State:
     """What the user has chosen, and what the terminal can do.
 
-    rows: show no more than that; keyboard: whether keys are read at all; encoding: of the
-    terminal, "utf-8" or "ascii"; blocks: whether it has
+    rows: show no more than that; given: the filters of the command line; keyboard: whether keys
+    are read at all; encoding: of the terminal, "utf-8" or "ascii"; blocks: whether it has
     characters for sparklines; kinds: what rows may be, and `kind` which of these they are.
     """
 
     order: str = "all"
     rows: int = sys.maxsize
     keyboard: bool = True
+    given: str = ""
     encoding: str = "utf-8"
     blocks: bool = True
     kinds: tuple[Rows, ...] = (PLAIN,)

@@ -261,6 +261,19 @@ def rows(kind: type[Common]) -> list[Row]:
     return sorted(found, key=lambda each: GROUPS.index(each.group))
 
 
+def filters(options: Common) -> str:
+    """The filters of a command line, as they may be typed; "" for none."""
+    found = []
+    for each in rows(type(options)):
+        value = getattr(options, each.name, None)
+        if each.group != FILTERS or value == getattr(type(options), each.name):
+            continue
+        [one] = [one for one in each.options if one.convert or one.const == value]
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        found.append(f"{one.flags[0]} {text}" if one.convert else one.flags[0])
+    return " ".join(found)
+
+
 def visible(kind: type[Common], *groups: str) -> list[Option[Any]]:
     """The options that users may know of, in the order of rows(), or those of some groups."""
     wanted = [each for each in rows(kind) if each.group in (groups or GROUPS)]

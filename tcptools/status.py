@@ -15,7 +15,8 @@ from tcptools.table import cut, visible, width
 # The columns that a sparkline takes at least, and at most.
 LEAST_SPARK, MOST_SPARK = 8, 30
 # What has a place in the head first, each in the shortest of its wordings before any is longer.
-IMPORTANT, OTHERS = ("filter", "within", "RX", "TX", "count"), ("meaning", "order", "every")
+IMPORTANT = ("filter", "within", "RX", "TX", "count")
+OTHERS = ("given", "meaning", "order", "every")
 # What lies between the parts of a head line.
 GAP = "  "
 MEANINGS = {"rate": "", "interval": "KB of the interval", "total": "bytes since the start"}
@@ -87,6 +88,9 @@ def _summary(state: State, picture: Picture, listed: Listed, columns: int) -> st
         parts["count"] = _count(state, picture, listed)
         moved = _moved(state, picture, listed)
         parts.update({name: (text,) for name, text in moved.items()})
+    if state.given:
+        text = visible(state.given, state.encoding)
+        parts["given"] = [_short("", text, size) for size in (40, 12)]
     if state.within:
         row = " and ".join(f"{kind.by} {label(kind, key, state)}" for kind, key in state.within)
         last = label(*state.within[-1], state)

@@ -208,6 +208,13 @@ def test_what_the_command_line_says_is_how_the_view_begins(terminal):
         assert seen[1].split() == ["RADDR", "LPORT", "SESSIONS", "RX▼", "TX"]
 
 
+def test_filters_of_the_command_line_are_repeated(terminal):
+    with tcptop(terminal, "-S", "-p", "181", "-p", "209", "-L", "ssh", "-6", "-c", "x y"):
+        until(terminal, lambda seen: "TX " in seen[0] and "  -p 181,209 -..  sort" in seen[0])
+        terminal.resize(120, 24)
+        until(terminal, lambda seen: "  -p 181,209 -c x y -L 22 -6  " in seen[0])
+
+
 def test_warnings_are_repeated_shortly(terminal):
     """The view hides them."""
     first = (

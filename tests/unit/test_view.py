@@ -604,6 +604,13 @@ def test_the_head_of_totals_has_totals():
     assert head(live, 60, keys=["\033", "t"]).startswith("3 sessions  RX 3.0K/s  TX 3.0K/s")
 
 
+def test_filters_of_the_command_line_are_seen():
+    live = view(some(3), given="-p 181,209 -L 22 -c " + "x" * 40)
+    assert "  -p 181,209 -L 22 -c " in head(live, 132) and "x..  sort" in head(live, 132)
+    assert "  -p 181,209 -..  sort" in head(live, 80)
+    assert " -" not in head(live, 40)
+
+
 def test_a_filter_is_seen_in_a_narrow_window():
     live = view([session(1 << 20, sent=1 << 20)])
     assert head(live, 40, keys=["/", *"sshd", "\n"]) == "1 of 1  RX 1.0G/s  TX 1.0G/s  /sshd"
