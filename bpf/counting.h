@@ -55,6 +55,18 @@ static __always_inline struct glance glance_at(void *tp)
 	return glance;
 }
 
+/* Whether the last that moved copied_seq may be the peer's FIN, which is no byte. */
+static __always_inline bool may_be_fin(void *tp, struct glance *now)
+{
+#ifdef KNOWS_TYPES /* rcv_nxt is not read before it is asked for, which it hardly ever is */
+	return FIELD(u8, tp, OFFSET_skc_state) != TCP_ESTABLISHED &&
+	       now->copied_seq == now->rcv_nxt;
+#else
+	return now->copied_seq == now->rcv_nxt &&
+	       FIELD(u8, tp, OFFSET_skc_state) != TCP_ESTABLISHED;
+#endif
+}
+
 /* What was moved before is not counted. */
 static __always_inline void stand(struct position *position, void *tp)
 {

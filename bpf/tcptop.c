@@ -68,9 +68,7 @@ static __always_inline int at_release_sock(void *sk)
 		if (!IS_SAME_CONNECTION(now, position))
 			goto closer;
 		if (now.copied_seq != position->copied_seq) {
-			/* Its movement ends with the peer's FIN, perhaps, which is no byte. */
-			if (now.copied_seq == now.rcv_nxt &&
-			    FIELD(u8, tp, OFFSET_skc_state) != TCP_ESTABLISHED)
+			if (may_be_fin(tp, &now))
 				goto closer;
 			share->rx_bytes += (u32)(now.copied_seq - position->copied_seq);
 			position->copied_seq = now.copied_seq;
