@@ -25,6 +25,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import Any, Optional
 
 from tcptools import command, privileges, report, sources
@@ -128,14 +129,15 @@ def alarm(options: Tcptop, kind: Rows, rows: list[Any], seconds: float) -> str:
     return f"more than {options.exit_over} bytes a second: {row}"
 
 
+@lru_cache
+def _loadavg() -> int:
+    """A file that stays open: to open it takes a sixth of an idle output."""
+    return os.open(LOADAVG, os.O_RDONLY)
+
+
 def load_average() -> str:
     """The content of /proc/loadavg without its newline."""
-    # A file of Python's own takes more than an idle output does besides.
-    loadavg = os.open(LOADAVG, os.O_RDONLY)
-    try:
-        return os.read(loadavg, 256).decode("ascii").rstrip("\n")
-    finally:
-        os.close(loadavg)
+    return os.pread(_loadavg(), 256, 0).decode("ascii").rstrip("\n")
 
 
 def following(due: int, elapsed: float, interval: float) -> int:

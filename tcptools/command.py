@@ -59,6 +59,7 @@ class Command:
         self._leave: Optional[Callable[[], None]] = None
         self._resume: Optional[Callable[[], None]] = None
         self._output = _unblocking(1)
+        self._waits: dict[Optional[int], select.poll] = {}  # by the keyboard
         self._encoding = terminal_encoding() if os.isatty(1) else "utf-8"
         self._wakeup, wakeup = os.pipe()
         for fd in (self._wakeup, wakeup):
@@ -119,7 +120,9 @@ class Command:
                 self._resized = False
                 return Wake.RESIZED
             left = max(0.0, end - time.monotonic())
-            ready = self._poll({self._output: 0, keyboard: select.POLLIN}, left)
+            if keyboard not in self._waits:  # to make one takes longer than to use it
+                self._waits[keyboard] = self._polls({self._output: 0, keyboard: select.POLLIN})
+            ready = self._poll(self._waits[keyboard], left)
             if ready.get(self._output):
                 raise BrokenPipeError
             if ready.get(keyboard):
@@ -127,13 +130,17 @@ class Command:
             if not ready and time.monotonic() >= end:
                 return Wake.TIME
 
-    def _poll(self, events: dict[Optional[int], int], seconds: float) -> dict[Optional[int], int]:
-        """Wait for events of files, by descriptor, or a signal; what has come."""
+    def _polls(self, events: dict[Optional[int], int]) -> select.poll:
+        """What waits for events of files, by descriptor, or a signal."""
         poll = select.poll()
         poll.register(self._wakeup, select.POLLIN)
         for fd, wanted in events.items():
             if fd is not None:
                 poll.register(fd, wanted)
+        return poll
+
+    def _poll(self, poll: select.poll, seconds: float) -> dict[Optional[int], int]:
+        """Wait for that; what has come."""
         # Rounded up, or the rest of a millisecond would be waited for in a busy loop.
         ready: dict[Optional[int], int] = dict(poll.poll(math.ceil(seconds * 1000)))
         if ready.pop(self._wakeup, 0):
@@ -158,7 +165,8 @@ class Command:
                 left = min(left, max(last, self._end_time) + PATIENCE - time.monotonic())
             if left < 0:
                 raise OutputError("nobody takes it")
-            if not self._poll({self._output: select.POLLOUT}, min(left, 3600)):
+            # Each its own: a signal may come meanwhile, and its handler writes, too.
+            if not self._poll(self._polls({self._output: select.POLLOUT}), min(left, 3600)):
                 continue
             try:
                 rest = rest[os.write(self._output, rest[:piece]) :]
