@@ -191,6 +191,12 @@ def until(wait: Callable[[float], Wake], seconds: float, exporter: Optional[Expo
         return Wake.ENDED
 
 
+def shortly(warnings: Sequence[str], pids: Sequence[int]) -> str:
+    """What the live view says of warnings, which it hides: how they begin; and who is not there."""
+    gone = [f"no process {pid}" for pid in pids if not os.path.exists(f"/proc/{pid}")]
+    return ", ".join([*gone, *(re.split(" ?[(,:;]", warning)[0] for warning in warnings)])
+
+
 def begin(options: Tcptop, this: Command, outputs: Outputs, live: bool) -> Optional[Screen]:
     """Write what comes before all outputs; the live view, if they are to be in one."""
     if options.form == "csv":
@@ -229,8 +235,7 @@ def run(options: Tcptop, scope: Scope) -> int:
     view = begin(options, this, outputs, live)
     pace = pace_of(options, live)
     count, all_missed, over, lost = 0, 0, "", ""
-    # It hides the warnings that came before it, but for how they begin.
-    less = ", ".join(re.split(" ?[(,:;]", warning)[0] for warning in traffic.warnings)
+    less = shortly(traffic.warnings, options.pids)
     wait = view.wait if view else this.wait
     with view or nullcontext():
         while count < options.count and not over:

@@ -43,9 +43,10 @@ def traffic(picture: Picture, row: Any, total: Any) -> list[Fact]:
 
 def of_sum(kind: Rows, picture: Picture, row: Any, total: Any, unit_of: UnitOf) -> list[Fact]:
     """What is known of a sum."""
-    cells = texts(kind, row)
-    names = [column.heading.lower() for column in kind.columns]
-    facts = [(" ".join(cells[:-1]), ""), *zip(names, cells)]
+    *cells, sessions = texts(kind, row)
+    names = [column.heading.lower() for column in kind.columns[: len(cells)]]
+    sessions += f"; {total[3]:,} since the start"
+    facts = [(" ".join(cells), ""), *zip(names, cells), ("sessions", sessions)]
     if "pid" in names:
         pid, comm = (row[2][names.index(name)] for name in ("pid", "comm"))
         keys = kind.keys(picture.sessions)

@@ -72,7 +72,7 @@ def facts(identity: bytes) -> list[tuple[str, str]]:
     return [
         ("state", found.state),
         ("RTT", f"{found.rtt / 1000:.3f} ms, varies by {found.variation / 1000:.3f} ms"),
-        ("window", window),
+        ("cwnd", window),
         ("resent", f"{found.retransmitted:,} segments, {found.resent:,} bytes"),
         ("unacked", f"{found.unacknowledged:,} bytes{unsent}"),
         ("unread", f"{found.unread:,} bytes"),

@@ -9,12 +9,12 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def amount(number: float) -> str:
-    """Bytes with a unit of 1024, in at most five characters: 999, 1.0K, 13.4M. Rounded down."""
-    if number < 1000:
+    """Bytes with a unit of 1024, in at most five characters: 1023, 1.0K, 13.4M. Rounded down."""
+    if number < 1024:
         return str(int(number))
     for unit in UNITS:
         number /= 1024
-        if number < 999.95 or unit == UNITS[-1]:
+        if number < 1024 or unit == UNITS[-1]:
             break
     tenths = int(number * 10) / 10
     return f"{tenths:.1f}{unit}" if tenths < 100 else f"{int(number)}{unit}"

@@ -3,7 +3,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Optional
 
 from tcptools.filters import compiled
@@ -65,6 +65,8 @@ class State:
     text_top: int = 0
     paused: bool = False
     quit: bool = False
+    # What the last key has done, for where the head has no room for it: nothing that is chosen.
+    said: str = field(default="", compare=False)
 
     @property
     def of(self) -> Rows:
@@ -108,19 +110,23 @@ def _next(values: Sequence[str], value: str, step: int = 1) -> str:
     return values[place % len(values)]
 
 
+def _sorted(state: State, order: str, reverse: bool = False) -> State:
+    said = f"sort {ORDER_NAMES.get(order, order)}{' reversed' * reverse}"
+    return replace(state, order=order, reverse=reverse, said=said)
+
+
 def _next_order(state: State) -> State:
-    return replace(state, order=_next(list(SORT_ORDERS), state.order), reverse=False)
+    return _sorted(state, _next(list(SORT_ORDERS), state.order))
 
 
 def _next_column(step: int) -> Callable[[State], State]:
-    return lambda state: replace(
-        state, order=_next(orders(state.of), state.order, step), reverse=False
-    )
+    return lambda state: _sorted(state, _next(orders(state.of), state.order, step))
 
 
 def _to_kind(state: State, kind: int) -> State:
-    order = state.order if state.order in orders(state.kinds[kind]) else "all"
-    return replace(state, kind=kind, order=order, selected=None, place=0, top=0)
+    if state.order not in orders(state.kinds[kind]):
+        state = replace(state, order="all", reverse=False)
+    return replace(state, kind=kind, selected=None, place=0, top=0)
 
 
 def _next_kind(step: int) -> Callable[[State], State]:
@@ -155,14 +161,18 @@ def _keep(state: State) -> State:
     return state if compiled(state.typed or "").error else replace(state, typed=None)
 
 
+def _every(state: State, seconds: float) -> State:
+    return replace(state, interval=seconds, said=f"every {seconds:g} s")
+
+
 def _longer(state: State) -> State:
     longer = [one for one in INTERVALS if one > state.interval]
-    return replace(state, interval=min(longer, default=state.interval))
+    return _every(state, min(longer, default=state.interval))
 
 
 def _shorter(state: State) -> State:
     shorter = [one for one in INTERVALS if one < state.interval]
-    return replace(state, interval=max(shorter, default=state.interval))
+    return _every(state, max(shorter, default=state.interval))
 
 
 def _move(rows: int = 0, windows: int = 0) -> Callable[[State], State]:
@@ -240,7 +250,7 @@ KEYS = (
     ),
     Key(LEFT, "left", "sort by the column to the left", _next_column(-1)),
     Key(RIGHT, "right", "sort by the column to the right", _next_column(1)),
-    Key(("r",), "r", "reverse the order", lambda s: replace(s, reverse=not s.reverse)),
+    Key(("r",), "r", "reverse the order", lambda s: _sorted(s, s.order, not s.reverse)),
     Key(("+", "="), "+", "a longer interval", _longer),
     Key(("-",), "-", "a shorter interval", _shorter),
     Key(
@@ -270,7 +280,7 @@ _NAMES = max(len(key.name) for key in KEYS)
 HELP = [
     "Keys; arrows move in this help, any other key returns.",
     *(f"  {key.name:<{_NAMES}}  {key.help}" for key in KEYS),
-    "Bold rows are new, dim ones moved nothing; PID 0, COMM -: a process not known.",
+    "Bold: new. Dim: moved nothing. Bars: the last minute. PID 0, COMM -: not known.",
 ]
 # Where what is said of a key begins.
 HELP_COLUMN = _NAMES + 4
@@ -278,6 +288,7 @@ HELP_COLUMN = _NAMES + 4
 
 def handle(state: State, key: str) -> State:
     """The state after a key."""
+    state = replace(state, said="")
     if state.help:
         moved = _of(MOVES, state, key)
         return replace(state, help=False) if moved is state else moved

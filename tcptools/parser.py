@@ -17,7 +17,7 @@ from tcptools.options import ARGUMENTS, SHOWING, TEXTS, Common, Options, name_of
 # How an option begins; a value may have a space, see argparse.
 OPTION = re.compile(r"(--[^=\s]+(?==|$)|-[^\W\d](?=\S*$))")
 # What other tools call an interval and a count.
-STRANGERS = "-[idn]|--(interval|delay|count|iterations)$"
+STRANGERS = "-[idn]|--(interval|delay|count|iterations)"
 
 
 class _Action(argparse.Action):

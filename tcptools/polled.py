@@ -48,8 +48,8 @@ class Polled:
         self._sees_all = os.access("/proc/1/fd", os.R_OK)
         hidden = [pid for pid in options.pids if hides_files(pid)]
         if hidden:
-            whose = ", ".join(map(str, hidden))
-            self.warnings.append(f"only root may see the sockets of process {whose}")
+            whose = " and ".join(map(str, hidden))
+            self.warnings.append(f"sockets of PID {whose} are hidden (it takes root to see them)")
         self._missed = 0
         self._absent: set[int] = set()  # namespaces that the last search has not found
         home = os.stat("/proc/self/ns/net").st_ino

@@ -140,7 +140,7 @@ def status(
         return _prompt(state, listed, columns)
     noun = state.of.noun
     hidden = listed.found - max(0, min(sum(shown), listed.live) - shown[0])
-    notices: list[tuple[str, ...]] = []
+    notices: list[tuple[str, ...]] = [(state.said,)] if state.said else []
     if state.paused:
         notices.append(("PAUSED, space goes on", "PAUSED"))
     if picture.note:
@@ -160,11 +160,13 @@ def status(
     if state.measure == "total" and number:
         moved = amount(received + sent)
         notices.append((f"{moved} of {number} sessions that are gone not shown", f"+{moved}"))
-    hints = [f"from row {shown[0] + 1} on"] if shown[0] else []
     if state.selected is not None and not listed.working:
         place = listed.find(state.selected)
-        if place is None or not shown[0] <= place < sum(shown):
-            hints.insert(0, f"the selected {noun} is out of sight")
+        if place is None:
+            notices.append((f"the selected {noun} is not among these", "selected: none of these"))
+        elif not shown[0] <= place < sum(shown):
+            notices.append((f"the selected {noun} moves nothing", "selected: idle"))
+    hints = [f"from row {shown[0] + 1} on"] if shown[0] else []
     # How to get out has a place before all that one can get into.
     hints += [key.hint(state) for key in sorted(KEYS, key=lambda key: key is not LEAVING)]
     return one_line(notices, hints if state.keyboard else [], columns)

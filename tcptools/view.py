@@ -69,6 +69,8 @@ def layout(state: State, picture: Picture, listed: Listed, columns: int, lines: 
     top = head(state, picture, listed, columns)
     if lines < len(top) + LEAST_LINES:
         top = []
+    if any(state.said in line for line in top):
+        state = replace(state, said="")
     room = lines - len(top)
 
     def fitting(room: int) -> int:

@@ -65,7 +65,7 @@ def opened(
         raise Failure(f"{reason}; and {error.args[0]}", *tried) from None
     # The first note is of this system, and both have it.
     source.notes[1:1] = tried[1:] or [f"probes: {reason}"]
-    source.warnings.insert(0, f"not traced ({reason}); socket diagnosis instead: {less}")
+    source.warnings.append(f"not traced ({reason}); socket diagnosis instead: {less}")
     return source
 
 

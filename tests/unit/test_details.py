@@ -211,7 +211,8 @@ def test_facts_of_a_sum():
     by_process, by_unit = live.state.kinds[1:3]
     [row] = [row for row in by_process.of(picture.sessions) if row[2] == (4194305, "a")]
     assert of_sum(by_process, picture, row, row, lambda _: "a.service")[:7] == [
-        ("4194305 a", ""), ("pid", "4194305"), ("comm", "a"), ("sessions", "2"),
+        ("4194305 a", ""), ("pid", "4194305"), ("comm", "a"),
+        ("sessions", "2; 2 since the start"),
         ("command", "the process has ended"), ("user", "4294, root"), ("unit", "a.service"),
     ]  # fmt: skip
     [row] = by_unit.of(picture.sessions)

@@ -105,6 +105,15 @@ def test_b_goes_through_the_sums_and_keeps_what_it_can():
     assert after("bb", replace(Live().state, order="COMM")).order == "all"
 
 
+def test_an_order_that_is_no_more_takes_its_reverse_along():
+    """Or what rows are next would begin with the least."""
+    sums = Live().state
+    state = after([*"sr", "b"], sums)
+    assert (state.order, state.reverse) == ("sent", True)
+    state = after([RIGHT, RIGHT, RIGHT, "r", "b"], sums)
+    assert (state.order, state.reverse) == ("all", False)
+
+
 def test_capital_b_goes_the_other_way():
     state = Live().state
     heads = [after("B" * n, state).of.columns[0].heading for n in range(6)]

@@ -215,6 +215,11 @@ def test_filters_of_the_command_line_are_repeated(terminal):
         until(terminal, lambda seen: "  -p 181,209 -c x y -L 22 -6  " in seen[0])
 
 
+def test_a_process_that_is_not_there_is_not_taken_for_one_that_moves_nothing(terminal):
+    with tcptop(terminal, "-S", "-p", f"{os.getpid()},4194305", "0.1"):
+        until(terminal, lambda seen: seen[-1].startswith("no process 4194305, 9 sessions not "))
+
+
 def test_warnings_are_repeated_shortly(terminal):
     """The view hides them."""
     first = (

@@ -181,6 +181,7 @@ INTERVALS = ["0", "0.09", "nan", "inf", "1_0", " 1", "1 ", "1e3", "\u0661", "+1"
         (["--no-such-option"], "unrecognized arguments: --no-such-option"),
         (["-5"], "unrecognized arguments: -5"),
         (["-i", "5"], "unrecognized arguments: -i; interval and count stand alone: tcptop 5 10"),
+        (["--intervall", "5"], "stand alone: tcptop 5 10"),
         (["--interval=5"], "stand alone: tcptop 5 10"),
         (["-d1", "-n2"], "stand alone: tcptop 5 10"),
         (["1", "2", "3"], "unrecognized arguments: 3"),

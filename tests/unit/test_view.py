@@ -314,6 +314,16 @@ def test_sort_orders():
     assert sizes(view(sessions, order="sent").frame(80, 3)) == [5]
 
 
+def test_what_a_key_has_done_is_said_where_the_head_has_no_room():
+    live = view(some(9))
+    for key, expected in (("+", "every 2 s"), ("-", "every 1 s"), ("s", "sort TX"),
+                          ("r", "sort TX reversed"), ("\033[D", "sort RX")):  # fmt: skip
+        narrow, wide = drawn(live, 40, 10, [key]), live.frame(132, 10)
+        assert (expected in narrow[0].text) != narrow[-1].text.startswith(f"{expected}, ")
+        assert expected in wide[0].text and wide[-1].text.startswith("2 sessions not shown, ")
+    assert drawn(live, 40, 10, [DOWN])[-1].text.startswith("2 sessions not shown, ")
+
+
 def test_the_heading_of_the_order_is_marked():
     sessions = [session(1), session(2, True)]
     for order, heading in (
@@ -387,7 +397,7 @@ def test_a_narrow_help_is_wrapped(columns):
 
 def test_the_help_says_how_rows_stand_out():
     said = " ".join(HELP)
-    assert "Bold" in said and "dim" in said and "PID 0" in said
+    assert all(name in said for name in ("Bold", "Dim", "Bars", "PID 0"))
 
 
 def test_details_say_how_to_go_on_before_what_else_there_is():
@@ -436,9 +446,12 @@ def test_a_selected_session_that_ends_does_not_take_the_window_along():
         live.add(made.interval(), [session(30), *some(28)])
         found = live.frame(80, 10)
         assert sizes(found) == [30, 28, 27, 26, 25, 24, 23] and selected(found) is None
-        assert "the selected session is out of sight" in live.frame(132, 10)[-1].text
+        assert "the selected session moves nothing" in live.frame(132, 10)[-1].text
+    drawn(live, 132, 10, ["/", *"none", "\n"])
+    assert live.frame(132, 10)[-1].text.startswith("the selected session is not among these, ")
+    drawn(live, 132, 10, ["\033"])
     assert selected(drawn(live, 80, 10, [DOWN])) == 27, "the one below where it was"
-    assert "out of sight" not in live.frame(132, 10)[-1].text
+    assert "the selected" not in live.frame(132, 10)[-1].text
     live.add(made.interval(), some(30))
     assert selected(live.frame(80, 10)) == 27
 
