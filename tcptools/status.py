@@ -2,6 +2,7 @@
 """The lines above and below the table of the live view: sums, and what there is to say."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from tcptools.figures import amount, spark
@@ -46,6 +47,10 @@ def one_line(notices: Sequence[Sequence[str]], hints: Sequence[str], columns: in
 def head(state: State, picture: Picture, listed: Listed, columns: int) -> list[str]:
     """The lines above the table: the load average, if wanted; and what there is in sum."""
     lines = [visible(line, state.encoding) for line in picture.head.splitlines()]
+    if lines and state.given:
+        room = columns - width(lines[0]) - len(GAP) - len("..")
+        lines[0] += GAP + _short("", visible(state.given, state.encoding), max(0, room))
+        state = replace(state, given="")
     return [cut(line, columns) for line in [*lines, _summary(state, picture, listed, columns)]]
 
 

@@ -622,6 +622,11 @@ def test_filters_of_the_command_line_are_seen():
     assert "  -p 181,209 -L 22 -c " in head(live, 132) and "x..  sort" in head(live, 132)
     assert "  -p 181,209 -..  sort" in head(live, 80)
     assert " -" not in head(live, 40)
+    for columns, its in (132, "x" * 40), (80, "x" * 12 + ".."):
+        expected = f"-p 181,209 -L 22 -c {its}"
+        live = view(some(3), loadavg=LOADAVG, given="-p 181,209 -L 22 -c " + "x" * 40)
+        first, second = (line.text for line in live.frame(columns, 24)[:2])
+        assert first == f"03:53:20 loadavg: {LOADAVG}  {expected}" and " -" not in second
 
 
 def test_a_filter_is_seen_in_a_narrow_window():
