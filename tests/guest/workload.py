@@ -30,11 +30,11 @@ class Ledger(collections.defaultdict):
         self.entry(sock, pid)[0] += count
         return count
 
-    def use(self):
+    def use(self, but=()):
         """Have every socket that is open still locked once more, which moves nothing: what a probe
         that was skipped has left is counted then.
         """
-        for sock in {sock for sock, _ in self._uses}:
+        for sock in {sock for sock, _ in self._uses} - set(but):
             with contextlib.suppress(OSError):
                 off = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, off)
