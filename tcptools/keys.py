@@ -230,7 +230,7 @@ KEYS = (
     ),
     Key(
         ("/",), "/", "only sessions whose line matches a regular expression; ! in front: not",
-        lambda s: replace(s, typed=s.filter, before=s.filter, details=False),
+        lambda s: replace(s, typed="", filter="", before=s.filter, details=False),
         lambda _: "/ filter",
     ),
     Key(

@@ -112,7 +112,10 @@ class Live:
         if kind.type == "session":
             nothing = kind.made(key, 0, 0, 0)
             row = next((row for row in picture.sessions if row[2] == key), nothing)
-            return [*of_session(picture, row, self._history.unit_of), *self._socket_of(key)]
+            title, *facts = of_session(picture, row, self._history.unit_of)
+            state, *others = self._socket_of(key)
+            # A small window, too, tells whether it is still there.
+            return [title, state, *facts, *others]
         row, total = (self._listing.selected(picture, self.state, each) for each in (False, True))
         return of_sum(kind, picture, row, total, self._history.unit_of)
 
