@@ -35,6 +35,7 @@ from tcptools.kernel import Scope
 from tcptools.keys import State
 from tcptools.live import Live
 from tcptools.options import Tcptop, filters
+from tcptools.owners import is_there
 from tcptools.privileges import CAP_DAC_OVERRIDE
 from tcptools.prometheus import Exporter, Series, Textfile
 from tcptools.report import Rows, Sessions, no_unit
@@ -193,8 +194,10 @@ def until(wait: Callable[[float], Wake], seconds: float, exporter: Optional[Expo
 
 def shortly(warnings: Sequence[str], pids: Sequence[int]) -> str:
     """What the live view says of warnings, which it hides: how they begin; and who is not there."""
-    gone = [f"no process {pid}" for pid in pids if not os.path.exists(f"/proc/{pid}")]
-    return ", ".join([*gone, *(re.split(" ?[(,:;]", warning)[0] for warning in warnings)])
+    gone = [pid for pid in pids if not is_there(pid)]
+    more = f" and {len(gone) - 1} more" if gone[1:] else ""
+    none = [f"no process {gone[0]}{more}"] if gone else []
+    return ", ".join([*none, *(re.split(" ?[(,:;]", warning)[0] for warning in warnings)])
 
 
 def begin(options: Tcptop, this: Command, outputs: Outputs, live: bool) -> Optional[Screen]:
@@ -235,7 +238,6 @@ def run(options: Tcptop, scope: Scope) -> int:
     view = begin(options, this, outputs, live)
     pace = pace_of(options, live)
     count, all_missed, over, lost = 0, 0, "", ""
-    less = shortly(traffic.warnings, options.pids)
     wait = view.wait if view else this.wait
     with view or nullcontext():
         while count < options.count and not over:
@@ -262,7 +264,7 @@ def run(options: Tcptop, scope: Scope) -> int:
                 missed=all_missed if outputs.since else missed,
             )
             if view:
-                view.show(ended, sessions, lost or less)
+                view.show(ended, sessions, lost or shortly(traffic.warnings, options.pids))
                 continue
             this.say("" if options.silent else text_of(options, kind, outputs.shown, ended))
             if missed and options.form != "json":

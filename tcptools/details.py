@@ -51,9 +51,10 @@ def of_sum(kind: Rows, picture: Picture, row: Any, total: Any, unit_of: UnitOf) 
         pid, comm = (row[2][names.index(name)] for name in ("pid", "comm"))
         keys = kind.keys(picture.sessions)
         of = [one[2] for one, key in zip(picture.sessions, keys) if key == row[2]]
-        who = {"user": {user(one[UID]) for one in of}, "unit": set(map(unit_of, of))}
         facts.append(("command", command_line(pid, comm) if pid else "-"))
-        facts += [(name, ", ".join(sorted(its))) for name, its in who.items() if its]
+        who = {"user": {user(one[UID]) for one in of}, "unit": set(map(unit_of, of))}
+        new = [name for name, its in who.items() if its and name not in names]
+        facts += [(name, ", ".join(sorted(who[name]))) for name in new]
     return [*facts, *traffic(picture, row, total)]
 
 

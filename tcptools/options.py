@@ -6,6 +6,7 @@ documents are held to them by tests. What is parsed is one of these dataclasses,
 changes.
 """
 
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable
@@ -269,7 +270,7 @@ def filters(options: Common) -> str:
         if each.group != FILTERS or value == getattr(type(options), each.name):
             continue
         [one] = [one for one in each.options if one.convert or one.const == value]
-        text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else shlex.quote(value or "")
         found.append(f"{one.flags[0]} {text}" if one.convert else one.flags[0])
     return " ".join(found)
 

@@ -24,10 +24,23 @@ def processes() -> list[int]:
     return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
 
 
+def is_there(pid: int) -> bool:
+    """Whether there is such a process, also where /proc hides it."""
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return True
+
+
+def may_read(path: str) -> bool:
+    """Whether we may, with the capabilities that we have."""
+    return os.access(path, os.R_OK, effective_ids=True)
+
+
 def hides_files(pid: int) -> bool:
     """Whether a process is there whose open files we may not see."""
-    files = f"/proc/{pid}/fd"
-    return os.path.exists(files) and not os.access(files, os.R_OK)
+    return is_there(pid) and not may_read(f"/proc/{pid}/fd")
 
 
 def inode_of(path: bytes) -> int:

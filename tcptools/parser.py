@@ -19,6 +19,9 @@ OPTION = re.compile(r"(--[^=\s]+(?==|$)|-[^\W\d](?=\S*$))")
 # What other tools call an interval and a count.
 STRANGERS = "-[idn]|--(interval|delay|count|iterations)"
 
+# How much of an option has to be right to be taken for a slip, from 0 to 1.
+ALIKE = 0.8
+
 
 class _Action(argparse.Action):
     """What an option does where the parser meets it; `const` is the option."""
@@ -51,18 +54,19 @@ class _Parser(argparse.ArgumentParser):
                 group.add_argument(*one.flags or [each.name], action=_Action, const=one, **settings)
         known = {flag for each in rows(kind) for one in each.options for flag in one.flags}
         names = filter(None, map(OPTION.match, takewhile("--".__ne__, arguments)))
-        self.unknown = [name[0] for name in names if name[0] not in known]
+        self.named = [name[0] for name in names]
+        self.unknown = [name for name in self.named if name not in known]
 
     def refuse(self, rest: Sequence[str]) -> NoReturn:
         """Exit for arguments that nothing is known of, and say what may have been meant."""
         hint, name = "", rest[0].partition("=")[0]
         flags = [each for one in visible(self.kind) for each in one.flags]
-        longer = [each for each in flags if name[2:] and each.startswith(name)]
-        longer = longer or difflib.get_close_matches(name, flags, 1) * name.startswith("--")
-        if longer:
-            hint = f"; did you mean {' or '.join(longer)}?"
-        elif visible(self.kind, ARGUMENTS) and re.match(STRANGERS, name):
+        meant = [each for each in flags if name[2:] and each.startswith(name)]
+        if not meant and visible(self.kind, ARGUMENTS) and re.match(STRANGERS, name):
             hint = f"; interval and count stand alone: {self.prog} 5 10"
+        elif meant or (name[2:] and name in self.named):
+            meant = meant or difflib.get_close_matches(name, flags, 1, ALIKE)
+            hint = f"; did you mean {' or '.join(meant)}?" * bool(meant)
         self.error(f"unrecognized arguments: {shlex.join(rest)}{hint}")
 
     def error(self, message: str) -> NoReturn:

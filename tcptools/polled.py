@@ -11,7 +11,7 @@ from tcptools import Failure, kernel
 from tcptools.kernel import Scope
 from tcptools.notices import LATE, PAUSE
 from tcptools.options import Common
-from tcptools.owners import Owners, hides_files
+from tcptools.owners import Owners, hides_files, may_read
 from tcptools.privileges import (
     CAP_BPF,
     CAP_DAC_READ_SEARCH,
@@ -45,11 +45,12 @@ class Polled:
         self._tasks, self._owners = Tasks(options, scope), Owners()
         self._lports, self._rports = frozenset(options.lports), frozenset(options.rports)
         self._bytecode = port_filter(options.lports, options.rports)
-        self._sees_all = os.access("/proc/1/fd", os.R_OK)
+        self._sees_all = may_read("/proc/1/fd")
         hidden = [pid for pid in options.pids if hides_files(pid)]
         if hidden:
-            whose = " and ".join(map(str, hidden))
-            self.warnings.append(f"sockets of PID {whose} are hidden (it takes root to see them)")
+            whose = f"{len(hidden)} PID{'s' * (len(hidden) != 1)}"
+            numbers = ", ".join(map(str, hidden))
+            self.warnings.append(f"sockets of {whose} are hidden (root may see those of {numbers})")
         self._missed = 0
         self._absent: set[int] = set()  # namespaces that the last search has not found
         home = os.stat("/proc/self/ns/net").st_ino

@@ -48,8 +48,9 @@ def head(state: State, picture: Picture, listed: Listed, columns: int) -> list[s
     """The lines above the table: the load average, if wanted; and what there is in sum."""
     lines = [visible(line, state.encoding) for line in picture.head.splitlines()]
     if lines and state.given:
-        room = columns - width(lines[0]) - len(GAP) - len("..")
-        lines[0] += GAP + _short("", visible(state.given, state.encoding), max(0, room))
+        room = max(0, columns - width(lines[0]) - len(GAP))
+        text = visible(state.given, state.encoding)
+        lines[0] += GAP + _short("", text, room if width(text) <= room else max(0, room - 2))
         state = replace(state, given="")
     return [cut(line, columns) for line in [*lines, _summary(state, picture, listed, columns)]]
 
@@ -167,10 +168,8 @@ def status(
         notices.append((f"{moved} of {number} sessions that are gone not shown", f"+{moved}"))
     if state.selected is not None and not listed.working:
         place = listed.find(state.selected)
-        if place is None:
-            notices.append((f"the selected {noun} is not among these", "selected: none of these"))
-        elif not shown[0] <= place < sum(shown):
-            notices.append((f"the selected {noun} moves nothing", "selected: idle"))
+        if place is None or not shown[0] <= place < sum(shown):
+            notices.append((f"the selected {noun} is quiet or left out", "selected: no row"))
     hints = [f"from row {shown[0] + 1} on"] if shown[0] else []
     # How to get out has a place before all that one can get into.
     hints += [key.hint(state) for key in sorted(KEYS, key=lambda key: key is not LEAVING)]

@@ -96,7 +96,7 @@ def settle(state: State, picture: Picture, listed: Listed, columns: int, lines: 
         return replace(state, top=0)
     if not len(listed):
         details = state.details and state.selected is not None
-        return replace(state, top=0, details=details, entering=False)
+        return replace(state, top=0, details=details, entering=state.entering and details)
     room = max(1, layout(state, picture, listed, columns, lines).rows)
     place = state.place
     if state.selected is None:
@@ -108,7 +108,8 @@ def settle(state: State, picture: Picture, listed: Listed, columns: int, lines: 
         seen = found is not None and found < max(listed.live, state.top + room)
         if not (seen or moves):
             top = max(0, min(state.top, len(listed) - room))
-            return replace(state, top=top, entering=state.entering and found is not None)
+            entering = state.entering and (state.details or found is not None)
+            return replace(state, top=top, entering=entering)
         place = found if seen and found is not None else place
     place = max(0, min(place + rows + windows * room, len(listed) - 1))
     top = max(place - room + 1, min(state.top + windows * room, place))
@@ -262,7 +263,7 @@ def remains(state: State, picture: Picture, listed: Listed, columns: int, lines:
 
     One line of the window is left for the prompt. `listed` has no row that is quiet.
     """
-    still = replace(state, keyboard=False, paused=False, typed=None, selected=None)
+    still = replace(state, keyboard=False, paused=False, typed=None, selected=None, said="")
     plan = layout(still, picture, listed, columns, max(1, lines - 1))
     body = table(still, picture, listed, plan.rows, columns)[not plan.heading :]
     return [*plan.head, *(line.text for line in body)] + [plan.status] * bool(plan.status)

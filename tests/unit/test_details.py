@@ -14,6 +14,7 @@ from tcptools.details import command_line, of_session, of_sum
 from tcptools.diagnosis import diagnose, facts
 from tcptools.history import History
 from tcptools.live import Live
+from tcptools.sums import Sums
 
 
 @pytest.fixture(params=["127.0.0.1", "::1"])
@@ -218,3 +219,7 @@ def test_facts_of_a_sum():
     [row] = by_unit.of(picture.sessions)
     names = [name for name, _ in of_sum(by_unit, picture, row, row, lambda _: "-")]
     assert names == ["-", "unit", "sessions", "RX", "TX"]
+    both = Sums(("process", "user"), lambda _: "-")
+    row = both.of(picture.sessions)[0]
+    names = [name for name, _ in of_sum(both, picture, row, row, lambda _: "-")]
+    assert names.count("user") == 1

@@ -17,7 +17,7 @@ import threading
 import pytest
 from diagnosed import COMM, NOBODY, PATIENCE, PYTHON, ROOT, TCPTOP, Ledger
 
-from tcptools import Failure, kernel, report, sources
+from tcptools import Failure, kernel, owners, report, sources
 from tcptools.options import Tcptop
 from tcptools.parser import parse
 
@@ -160,9 +160,16 @@ def test_what_was_tried():
     assert lines[3] == "tcptop: probes: none; socket diagnosis, at each output"
 
 
+def test_who_is_there_is_known_wherever_it_hides():
+    with subprocess.Popen([PYTHON, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        assert owners.is_there(process.pid) and owners.is_there(1)
+        process.stdin.close()
+    assert not owners.is_there(process.pid)
+
+
 def test_who_may_not_be_seen_is_not_taken_for_who_moves_nothing():
     options = "--probe", "diag", "--json", "-p", "1,4194305", ".2", "1"
-    hidden = "tcptop: sockets of PID 1 are hidden (it takes root to see them)\n"
+    hidden = "tcptop: sockets of 1 PID are hidden (root may see those of 1)\n"
     assert run(*options, **NOBODY).stderr == hidden
 
 

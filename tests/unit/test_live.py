@@ -212,7 +212,7 @@ def test_filters_of_the_command_line_are_repeated(terminal):
     with tcptop(terminal, "-S", "-p", "181", "-p", "209", "-L", "ssh", "-6", "-c", "x y"):
         until(terminal, lambda seen: "TX " in seen[0] and "  -p 181,209 -..  sort" in seen[0])
         terminal.resize(120, 24)
-        until(terminal, lambda seen: "  -p 181,209 -c x y -L 22 -6  " in seen[0])
+        until(terminal, lambda seen: "  -p 181,209 -c 'x y' -L 22 -6  " in seen[0])
 
 
 def test_a_process_that_is_not_there_is_not_taken_for_one_that_moves_nothing(terminal):

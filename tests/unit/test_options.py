@@ -181,6 +181,8 @@ INTERVALS = ["0", "0.09", "nan", "inf", "1_0", " 1", "1 ", "1e3", "\u0661", "+1"
         (["--no-such-option"], "unrecognized arguments: --no-such-option"),
         (["-5"], "unrecognized arguments: -5"),
         (["-i", "5"], "unrecognized arguments: -i; interval and count stand alone: tcptop 5 10"),
+        (["--count", "5"], "--count; interval and count stand alone: tcptop 5 10"),
+        (["--delay", "5"], "--delay; interval and count stand alone: tcptop 5 10"),
         (["--intervall", "5"], "stand alone: tcptop 5 10"),
         (["--interval=5"], "stand alone: tcptop 5 10"),
         (["-d1", "-n2"], "stand alone: tcptop 5 10"),
@@ -194,6 +196,10 @@ def test_usage_errors(arguments, complaint, capfd):
     assert complaint in message
     assert len(message) < 200
     assert "ebpf" not in message, "it is hidden"
+
+
+def test_what_is_no_option_is_taken_for_none(capfd):
+    assert refused(capfd, "5", "6", "--", "--josn") == "unrecognized arguments: --josn"
 
 
 def test_tcplife_has_no_interval(capfd):

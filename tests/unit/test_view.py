@@ -417,6 +417,10 @@ def test_details_stay_until_a_key_ends_them(keys):
     for sessions in some(8), some(8), []:
         live.add(made.interval(), sessions)
         found = text(live.frame(80, 24))
+        if keys == "b":
+            entered = text(drawn(live, keys="o"))
+            assert "only process 4194314 sshd" in entered[0], "its details say that it can be"
+            drawn(live, keys=["\033", "\n"])
         assert found[0] == "sshd (4194314)" or found[0] == "4194314 sshd"
         assert any("0 bytes in 1.0 s, 0/s; 9,216 since the start" in line for line in found)
     live.type(["q"])
@@ -448,9 +452,9 @@ def test_a_selected_session_that_ends_does_not_take_the_window_along():
         live.add(made.interval(), [session(30), *some(28)])
         found = live.frame(80, 10)
         assert sizes(found) == [30, 28, 27, 26, 25, 24, 23] and selected(found) is None
-        assert "the selected session moves nothing" in live.frame(132, 10)[-1].text
+        assert "the selected session is quiet or left out" in live.frame(132, 10)[-1].text
     drawn(live, 132, 10, ["/", *"none", "\n"])
-    assert live.frame(132, 10)[-1].text.startswith("the selected session is not among these, ")
+    assert live.frame(132, 10)[-1].text.startswith("the selected session is quiet or left out, ")
     drawn(live, 132, 10, ["\033"])
     assert selected(drawn(live, 80, 10, [DOWN])) == 27, "the one below where it was"
     assert "the selected" not in live.frame(132, 10)[-1].text
@@ -693,6 +697,12 @@ def test_a_row_that_has_gone_is_not_gone_into():
 
 
 # The end
+
+
+def test_what_remains_says_nothing_of_the_last_key():
+    live = view(some(9))
+    drawn(live, 40, 5, ["+"])
+    assert not any("every" in line for line in live.remains(40, 5))
 
 
 def test_what_remains_counts_what_it_shows():
