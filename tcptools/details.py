@@ -7,7 +7,7 @@ from tcptools.figures import amount, exact
 from tcptools.history import Picture
 from tcptools.listing import texts
 from tcptools.report import PLAIN, Rows, UnitOf, plain
-from tcptools.session import UID, identify
+from tcptools.session import PID, UID, identify
 from tcptools.sums import user
 from tcptools.view import Fact
 
@@ -49,8 +49,9 @@ def of_sum(kind: Rows, picture: Picture, row: Any, total: Any, unit_of: UnitOf) 
     facts = [(" ".join(cells), ""), *zip(names, cells), ("sessions", sessions)]
     if "pid" in names:
         pid, comm = (row[2][names.index(name)] for name in ("pid", "comm"))
-        keys = kind.keys(picture.sessions)
-        of = [one[2] for one, key in zip(picture.sessions, keys) if key == row[2]]
+        packed = pid.to_bytes(4, "big")  # there may be many sessions
+        of = [one for _, _, one in picture.sessions if one[PID] == packed]
+        of = [one for one in of if identify(one).comm == comm]
         facts.append(("command", command_line(pid, comm) if pid else "-"))
         who = {"user": {user(one[UID]) for one in of}, "unit": set(map(unit_of, of))}
         new = [name for name, its in who.items() if its and name not in names]
