@@ -110,7 +110,8 @@ def test_every_byte_is_its_units(cgroups):
         if name.endswith("sums"):
             assert {record["type"] for record in named} == {"sum"}
             assert {record["user"] for record in named} == {"nobody"}
-            assert sum(record["sessions"] for record in named) == len(UNITS)
+            # Each has one, and that is in two outputs if it goes on after the first.
+            assert {record["sessions"] for record in named} == {1}
         assert tracer.stop() == 0
 
 
