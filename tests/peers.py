@@ -33,11 +33,14 @@ NAME = "traffic"  # of its processes
 # Seconds for a start or an end; a guest that counts instructions jumps to its next timer while it
 # waits for a disk.
 PATIENCE = 6000
-SETTLED = 4  # seconds after the traffic, longer than any tool's interval
+# Seconds before the traffic and after it: longer than any tool's interval, and than the five of
+# which bandwhich shows the mean (RECALL_LENGTH).
+SETTLED = 6
 # The shortest workloads and tools that start soon, to see whether this works.
 SHORT = ("loopback", "sendfile", "peeked five times"), ("diag", "libbpf-tools")
 SAME = 0.99  # of the bytes have the right process: no need to tell
 NEAR = 0.9  # is near enough for many purposes
+UNREADABLE = "nothing of what it printed could be read"
 
 
 class Entry(NamedTuple):
@@ -79,8 +82,12 @@ BEGIN { printf("ready\\n"); }
 kprobe:tcp_sendmsg { @tx[pid] = sum(arg2); }
 kprobe:tcp_cleanup_rbuf /(int32)arg1 > 0/ { @rx[pid] = sum(arg1); }
 """
+# Before Linux 6.5.
+if " tcp_sendpage\n" in Path("/proc/kallsyms").read_text(encoding="ascii"):
+    BPFTRACE += "kprobe:tcp_sendpage { @tx[pid] = sum(arg3); }\n"
 LIBBPF = "exec stdbuf -oL $(command -v tcptop-libbpf || command -v tcptop) -C -r 10000 1"
-SS = "while ss -tinpOH; do echo; sleep 1; done"
+# -E has what is closed, which has no process any more.
+SS = "stdbuf -oL ss -tinOHE & ss -tinpOH; echo ready; while sleep 1; do ss -tinpOH; done"
 TOOLS = (
     *map(ours, ("fentry", "kprobe", "classic", "iter", "diag")),
     Tool("tcptop-bpfcc", "bpfcc-tools", [sys.executable, "-u", "/usr/sbin/tcptop-bpfcc", "-C", "1"],
@@ -94,7 +101,7 @@ TOOLS = (
          udp=True),
     Tool("bandwhich", "bandwhich", ["bandwhich", "--raw", "--no-resolve", "--connections"],
          readings.of_bandwhich, "^Refreshing", udp=True),
-    Tool("ss", "iproute2", ["sh", "-c", SS], readings.of_ss, "^$"),
+    Tool("ss", "iproute2", ["sh", "-c", SS], readings.of_ss, "^ready"),
 )  # fmt: skip
 
 
@@ -208,7 +215,9 @@ def run(tool: Tool, workloads: Sequence[str], output: Path) -> Run:
             if process.poll() is not None or time.monotonic() - began > PATIENCE:
                 return Run(error=written(output).strip().rpartition("\n")[2] or "says nothing")
             time.sleep(1)
-        start, began = taken(process.pid)[0], time.monotonic()
+        start = taken(process.pid)[0]
+        time.sleep(SETTLED)
+        began = time.monotonic()
         said = traffic.communicate("go\n")[0]
         assert not traffic.returncode, "the traffic failed"
         took = time.monotonic() - began
@@ -232,7 +241,8 @@ def run(tool: Tool, workloads: Sequence[str], output: Path) -> Run:
     ]
     text = written(output)
     lost = sum(map(int, re.findall(tool.lost, text)))
-    return Run("", start, total - start, took, size, lost, list(tool.parse(text)), truths)
+    found = list(tool.parse(text))
+    return Run("" if found else UNREADABLE, start, total - start, took, size, lost, found, truths)
 
 
 def version(tool: Tool) -> str:
@@ -313,7 +323,9 @@ def show(results: Sequence[tuple[Tool, Run]], workloads: Sequence[str]) -> None:
 
 
 def main() -> int:
-    """Compare, and print the tables; 1 if a tool that is asked for by name counts nothing."""
+    """Compare, and print the tables; 1 if a tool that is asked for by name does not run, or what
+    one prints cannot be read.
+    """
     names = subprocess.run([*TRAFFIC, "names"], stdout=subprocess.PIPE, text=True, check=True)
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tools", default="", metavar="NAME[,NAME...]", help="(default: all)")
@@ -352,7 +364,7 @@ def main() -> int:
     print(f"{release[1] if release else ''}, Linux {os.uname().release};", end=" ")
     print(", ".join(f"{package} {number}" for package, number in packages.items()), end="\n\n")
     show(results, workloads)
-    return int(bool(wanted) and not all(one.found for _, one in results))
+    return int(any(one.error == UNREADABLE or (wanted and one.error) for _, one in results))
 
 
 if __name__ == "__main__":

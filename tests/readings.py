@@ -76,17 +76,26 @@ def of_bandwhich(text: str) -> Iterator[Moved]:
 
 
 def of_ss(text: str) -> Iterator[Moved]:
-    """ss -tinpOH: sums since the beginning of each session; only the last is of interest."""
+    """ss -tinpOH again and again, and beside it ss -tinOHE: sums since the beginning of a session.
+    Only the last are of interest. Another session may have the same ports.
+    """
     last: dict[tuple[int, int], Moved] = {}
+    over: dict[tuple[int, int], Moved] = {}
     for line in text.splitlines():
-        ends = re.match(r"\S+ +\d+ +\d+ +\S*:(\d+) +\S*:(\d+) ", line)
+        ends = re.match(r"(\S+) +\d+ +\d+ +\S*:(\d+) +\S*:(\d+) ", line)
         if ends:
             pid = re.search(r"pid=(\d+)", line)
             sent, again, received = (
                 int(found[1]) if (found := re.search(rf" {name}:(\d+)", line)) else 0
                 for name in ("bytes_sent", "bytes_retrans", "bytes_received")
             )
-            ports = int(ends[1]), int(ends[2])
+            ports = int(ends[2]), int(ends[3])
             who = int(pid[1]) if pid else last[ports].who if ports in last else None
-            last[ports] = Moved(who, ports, received, sent - again)
+            moved = Moved(who, ports, received, sent - again)
+            if ends[1] == "UNCONN":
+                last.pop(ports, None)
+                over[ports] = moved
+                yield moved
+            elif ports not in over or moved[2:] > over[ports][2:]:  # or it was looked at before
+                last[ports] = moved
     yield from last.values()

@@ -32,11 +32,15 @@ def traffic():
     over = threading.Event()
     pairs = [pair("127.0.0.1"), pair("::1")]
 
+    def turn():
+        for client, server in pairs:
+            move(Ledger(), client, server, 2003)
+
     def work():
         while not over.wait(0.05):
-            for client, server in pairs:
-                move(Ledger(), client, server, 2003)
+            turn()
 
+    turn()
     thread = threading.Thread(target=work)
     thread.start()
     try:
@@ -68,11 +72,16 @@ def test_rolling_tables():
     head, *outputs = re.split(r"\n(?=\d\d:\d\d:\d\d loadavg: )", result.stdout)
     assert head == BANNER
     assert len(outputs) == 3
+    # The traffic may pause, and an interval after a late one is short.
+    tables = [output for output in outputs if " LADDR " in output and " LADDR6 " in output]
+    assert tables
     for output in outputs:
         lines = output.splitlines()
         assert lines[0][:8] in clocks
         assert re.fullmatch(r" loadavg: \d+\.\d\d \d+\.\d\d \d+\.\d\d \d+/\d+ \d+", lines[0][8:])
-        assert lines[1] == ""
+        assert lines[1:2] == [""]
+    for output in tables:
+        lines = output.splitlines()
         assert (
             lines[2]
             == "PID     COMM         LADDR                 RADDR                  RX_KB  TX_KB"
@@ -131,14 +140,20 @@ def test_csv():
 
 def test_json_and_the_rows_that_are_wanted():
     with traffic():
-        result = tcptop("--json", "-p", os.getpid(), "-r", "1", "-s", "sent", "1", "3")
+        result = tcptop("--json", "-p", os.getpid(), "-r", "1", "-s", "sent", "1", "5")
     assert (result.returncode, result.stderr) == (0, "")
     records = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [record["type"] for record in records] == ["session", "interval"] * 3
-    for session, interval in zip(records[::2], records[1::2]):
-        assert interval["tx_bytes"] > session["tx_bytes"] > session["rx_bytes"] == 0
-        assert interval["sessions"] >= 4, "two sessions with both ends"
-    for before, after in zip(records[1::2], records[3::2]):
+    # The traffic may pause, and an interval after a late one is short.
+    types = " ".join(record["type"] for record in records)
+    assert re.fullmatch(r"(( |^)(session )?interval){5}", types)
+    assert any(
+        interval["tx_bytes"] > session["tx_bytes"] > session["rx_bytes"] == 0
+        and interval["sessions"] >= 4  # two sessions with both ends
+        for session, interval in zip(records, records[1:])
+        if session["type"] == "session"
+    ), records
+    intervals = [record for record in records if record["type"] == "interval"]
+    for before, after in zip(intervals, intervals[1:]):
         # Neither the CPU's share nor the other clock's reading is exact.
         assert abs(after["time"] - before["time"] - after["interval"]) < 0.2
 
@@ -242,7 +257,7 @@ def test_with_no_more_than_its_capabilities():
     """Debian's kernels leave kprobes to root, see test_kprobes_that_are_for_root()."""
     with sysctl("kernel.perf_event_paranoid", 2), traffic() as [(port, _), _]:
         result = subprocess.run(
-            [*NOBODY, *COMMAND, "-CS", "1", "1"], check=False, text=True, capture_output=True
+            [*NOBODY, *COMMAND, "-CS", "1", "3"], check=False, text=True, capture_output=True
         )
     assert (result.returncode, result.stderr) == (0, "")
     assert f"127.0.0.1:{port} " in result.stdout

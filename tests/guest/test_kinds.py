@@ -322,10 +322,9 @@ def test_one_process_that_holds_a_lock_is_missed_not_waited_for(kind):
     stack = pathlib.Path(f"/proc/self/task/{sender.native_id}/stack")
     while "handle_userfault" not in stack.read_text():
         time.sleep(0.01)
-    before = tracer.intervals()
-    rescue = threading.Timer(60, memory.serve, (0,))
+    rescue = threading.Timer(PATIENCE, memory.serve, (0,))
     rescue.start()
-    tracer.reached(before + 2)
+    settle(tracer)
     waited = not rescue.is_alive()
     for _ in range(3):  # what begins and ends meanwhile is counted
         other = pair()

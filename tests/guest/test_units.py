@@ -136,7 +136,7 @@ def test_cgroups_that_are_made_later(gone):
 
 def test_columns_for_units(cgroups):
     """In tables and CSV, the same bytes; names cannot reach the terminal."""
-    commands = {form: [*COMMAND, "-uC", *form, "60", "1"] for form in ((), ("--csv",))}
+    commands = {form: [*COMMAND, "-uC", *form, "1000", "1"] for form in ((), ("--csv",))}
     running = {
         form: subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for form, command in commands.items()

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from math import inf
 from typing import NamedTuple
 
@@ -139,7 +140,7 @@ class Tracer:
         )
         self.records = []
         self.missed = 0
-        self._intervals = 0
+        self._ends = []  # of intervals, in seconds since the epoch
         self._news = threading.Condition()
         self.notes = []
 
@@ -162,7 +163,7 @@ class Tracer:
             record = json.loads(line)
             with self._news:
                 if record["type"] == "interval":
-                    self._intervals += 1
+                    self._ends.append(record["time"])
                     self.missed += record["missed"]
                     self._news.notify_all()
                 else:
@@ -171,12 +172,18 @@ class Tracer:
     def intervals(self):
         """How many intervals have been reported."""
         with self._news:
-            return self._intervals
+            return len(self._ends)
 
     def reached(self, wanted):
         """Wait until so many intervals have been reported."""
         with self._news:
-            assert self._news.wait_for(lambda: self._intervals >= wanted, PATIENCE), self.notes
+            assert self._news.wait_for(lambda: len(self._ends) >= wanted, PATIENCE), self.notes
+
+    def passed(self, moment):
+        """Wait until an interval has been reported that began after this time."""
+        with self._news:
+            began_after = lambda: len(self._ends) > 1 and self._ends[-2] >= moment  # noqa: E731
+            assert self._news.wait_for(began_after, PATIENCE), self.notes
 
     def rows(self):
         """{(pid, local port, remote port): [rx bytes, tx bytes]}, summed over all intervals."""
@@ -201,6 +208,7 @@ class Tracer:
 
 def settle(*tracers):
     """Wait until all that was moved before this call has been reported by all tracers."""
-    # The interval that runs may have been drained already, the one after has not.
-    for tracer, wanted in [(tracer, tracer.intervals() + 2) for tracer in tracers]:
-        tracer.reached(wanted)
+    # Not by how many have been read here: more may be on their way.
+    now = time.time()
+    for tracer in tracers:
+        tracer.passed(now)

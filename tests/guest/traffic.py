@@ -39,7 +39,11 @@ from ways import (
 from workload import Ledger, close, move, pair, receive, send
 
 FAR, FAR6 = "10.77.0.2", "fd77::2"
-PLAIN, MULTIPATH, TLS, DATAGRAMS = 7001, 7002, 7003, 7004
+MULTIPATH, TLS, DATAGRAMS = 7001, 7002, 7003
+# Of the server, for sessions without anything special: one for each workload, by its place, so that
+# no two workloads have a session with the same ports.
+PLAIN = range(7101, 7200)
+own_port = 0  # of the workload that this process runs
 IPPROTO_MPTCP = 262
 NETWORK = """\
 sysctl -q net.ipv4.ip_forward=1
@@ -107,7 +111,7 @@ def accept_all(family, port, protocol):
 def serve():
     """Be the server."""
     for family, port, protocol in (
-        (socket.AF_INET6, PLAIN, 0),  # and IPv4
+        *((socket.AF_INET6, PLAIN[place], 0) for place in range(len(WORKLOADS))),  # and IPv4
         (socket.AF_INET, MULTIPATH, IPPROTO_MPTCP),
         (socket.AF_INET, TLS, 0),
     ):
@@ -119,11 +123,11 @@ def serve():
             echo.sendto(*echo.recvfrom(65536))
 
 
-def ask(ledger, up=0, down=0, piece=65536, pause=0.0, host=FAR, port=PLAIN, protocol=0):
+def ask(ledger, up=0, down=0, piece=65536, pause=0.0, host=FAR, port=0, protocol=0):
     """A session with the server, of which it wants that; see REQUEST."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM, protocol)
-    sock.connect((host, port))
+    sock.connect((host, port or own_port))
     if port == TLS:
         start_tls(sock)
     ledger.sent(sock, sock.send(REQUEST.pack(up, down, piece, pause)))
@@ -358,6 +362,8 @@ WORKLOADS = (
 
 def run(workload):
     """Run a workload and print its ledger."""
+    global own_port
+    own_port = PLAIN[WORKLOADS.index(workload)]
     ledger = Ledger()
     try:
         workload.traffic(ledger)

@@ -237,6 +237,27 @@ def test_nothing_names_a_mirror():
         assert not re.search(r"https?://[\w.]*(debian|pypi)", path.read_text(encoding="utf-8"))
 
 
+def test_the_short_table_of_others_is_the_first_of_the_long_ones():
+    first, *_ = re.findall(r"(?:^\|.*\n)+", DOCUMENTS["docs/peers.md"], re.M)
+    assert first in DOCUMENTS["README.md"]
+
+
+def test_per_cent_of_a_processor_follow_from_events():
+    text = DOCUMENTS["docs/cost.md"]
+    events = []
+    for name in ("tcptop, fentry", "tcptop, kprobe", r"bcc's tcptop \(.*?"):
+        cost = re.search(rf"^\| {name} \| ([\d ]+) \|", text, re.M)[1]
+        events.append(int(cost.replace(" ", "")))
+    section = text.split("\n## Per cent of a CPU\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (\d[\d ]+) \| (.*) \|$", section, re.M)
+    assert len(rows) == 3
+    for rate, cells in rows:
+        for event, cell in zip(events, cells.split(" | ")):
+            exact = event * int(rate.replace(" ", "")) / 1e7
+            digits = len(cell.partition(".")[2])
+            assert abs(exact - float(cell)) <= 0.5 * 10**-digits + 1e-9, (rate, cell, exact)
+
+
 def test_the_manual_page_has_the_measured_figures():
     table = text_of("docs/cost.md").partition("\n## ")[0]
     events = dict(re.findall(r"^\| ([^|]*) \| ([^|]*) \|", table, re.M))

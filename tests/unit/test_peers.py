@@ -117,6 +117,25 @@ def test_ss():
     assert next(iter(of_ss(again))) == Moved(1391, (7204, 7001), 327680, 326268)
 
 
+def test_ss_of_what_has_ended():
+    alive = SS.splitlines()[0]
+    end = alive.replace("ESTAB", "UNCONN").replace('users:(("traffic",pid=1391,fd=4)) ', "")
+    more = end.replace("bytes_sent:327696", "bytes_sent:400000")
+    first, last = (
+        Moved(1391, (7204, 7001), 327680, 327696),
+        Moved(1391, (7204, 7001), 327680, 400000),
+    )
+    nobody = last._replace(who=None)
+    for lines, expected in (
+        ((alive, more), [last]),
+        # Looked at before the end, and told after it.
+        ((end, alive), [first._replace(who=None)]),
+        # Another session from and to the same ports.
+        ((alive, end, more), [first, nobody]),
+    ):
+        assert list(of_ss("\n".join(lines))) == expected
+
+
 def test_nethogs():
     # The last line of each is what counts; what it knows no process of has no session either.
     assert list(of_nethogs(NETHOGS)) == [
