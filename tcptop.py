@@ -227,6 +227,7 @@ def run(options: Tcptop, scope: Scope) -> int:
     kind = outputs.kind
     privileges.give_up(needed(traffic, file, live))
     exporter = Exporter(file, Series(kind, options.series)) if file else None
+    this.complain(exporter.begin() if exporter else "")
     missing = [] if live == in_place else [NO_LIBRARY]
     command.report_notes(
         this, [*traffic.warnings, *missing], traffic.notes if options.verbose else []

@@ -127,7 +127,7 @@ class Textfile:
     """A file that always holds one whole text: each is written beside it, and renamed."""
 
     def __init__(self, path: str) -> None:
-        """Raises Failure if there is no such directory."""
+        """Raises Failure if there is no such directory, or no file can be made there."""
         directory, self._name = os.path.split(path)
         self._path, self._beside = path, f".{self._name}.{os.getpid()}"
         try:
@@ -135,17 +135,28 @@ class Textfile:
                 raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
             # Kept open, and files are named relative to it, whatever its path leads to later.
             self._directory = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY)
+            self._identity()
+            self._try()
         except OSError as error:
             raise Failure(f"cannot write {path}: {error.strerror}") from None
         self.is_own = os.stat(self._directory).st_uid == os.geteuid()
         # What tells our last file from that of another writer.
         self._last: Optional[tuple[int, int]] = None
 
+    def _try(self) -> None:
+        """Make a file and remove it; a disk that is full now may have room later."""
+        try:
+            os.close(self._made())
+            os.unlink(self._beside, dir_fd=self._directory)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+
     def replace(self, data: bytes) -> None:
         """Have the file hold this. Raises Failure, and then it is as it was; Removed, for good."""
         try:
             found = self._identity()
-            others = self._last and self._last != found
+            others = self._last and found and self._last != found
             self._write(data)
             self._last = self._identity()
         except OSError as error:
@@ -169,12 +180,16 @@ class Textfile:
             raise OSError(errno.EINVAL, "it is not a regular file")
         return found.st_ino, found.st_mtime_ns
 
-    def _write(self, data: bytes) -> None:
+    def _made(self) -> int:
+        """The descriptor of a new file beside it."""
         here = self._directory
         with suppress(FileNotFoundError):
             os.unlink(self._beside, dir_fd=here)  # of a process that had our PID and was killed
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        fd = os.open(self._beside, flags, 0o600, dir_fd=here)
+        return os.open(self._beside, flags, 0o600, dir_fd=here)
+
+    def _write(self, data: bytes) -> None:
+        here, fd = self._directory, self._made()
         try:
             os.fchmod(fd, 0o644)  # whatever the umask is
             if os.write(fd, data) < len(data):
@@ -188,9 +203,11 @@ class Exporter:
     """Series in a file."""
 
     def __init__(self, file: Textfile, series: Series) -> None:
-        """Raises Failure if the file cannot be written."""
         self._file, self._series, self._complaint = file, series, ""
-        file.replace(series.page())
+
+    def begin(self) -> str:
+        """Write the file with nothing in it, as add() does."""
+        return self._write()
 
     def add(self, rows: Sequence[Any], missed: int) -> str:
         """Add an interval and write the file; what went wrong, if that is not as it was before.
@@ -198,6 +215,9 @@ class Exporter:
         Nothing that was added is lost then: the next output has it. Raises Removed.
         """
         self._series.add(rows, missed)
+        return self._write()
+
+    def _write(self) -> str:
         before, self._complaint = self._complaint, ""
         try:
             self._file.replace(self._series.page())

@@ -42,16 +42,20 @@ def _number(packed: bytes) -> tuple[int]:
 
 
 @lru_cache(maxsize=KEPT)
+def _user_name(uid: int) -> str:
+    """Raises KeyError, which is not kept: who has no name yet may have one later."""
+    return os.fsencode(pwd.getpwuid(uid).pw_name).decode("utf-8", "replace")
+
+
 def user(packed: bytes) -> str:
     """The name of a user by the packed uid, or the number of one without a name; `-` if unknown."""
     (uid,) = struct.unpack("!I", packed)
     if uid == NO_UID:
         return "-"
     try:
-        found = os.fsencode(pwd.getpwuid(uid).pw_name)
+        return _user_name(uid)
     except KeyError:
         return str(uid)
-    return found.decode("utf-8", "replace")
 
 
 def _unmapped(family: bytes, packed: bytes) -> tuple[int, bytes]:

@@ -68,6 +68,7 @@ def main(path, count):
     units.hierarchy = Tree  # type: ignore[assignment]
     listing = Outputs(options, lambda _: None)
     exporter = Exporter(Textfile(path), Series(listing.kind, options.series))
+    assert exporter.begin() == ""
     gc.freeze()  # as tcptop.run()
     gc.set_threshold(100_000)
     received = sent = 0

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Counters for Prometheus: its own parser reads them, they only grow, and their sum is exact."""
 
+import errno
 import os
 import shutil
 import stat
@@ -268,12 +269,35 @@ def test_a_directory_that_is_none(tmp_path, path, reason):
 
 def test_what_is_in_the_way_is_named_and_nothing_is_left(tmp_path):
     (tmp_path / "a.prom").mkdir()
-    kind = Sums(["comm"], lambda _: "-")
     with pytest.raises(
         Failure, match=f"^cannot write {tmp_path}/a.prom: it is not a regular file$"
     ):
-        Exporter(Textfile(f"{tmp_path}/a.prom"), Series(kind, 1))
+        Textfile(f"{tmp_path}/a.prom")
     assert os.listdir(tmp_path) == ["a.prom"]
+
+
+@pytest.mark.parametrize("number, starts", [(errno.EROFS, False), (errno.ENOSPC, True)])
+def test_a_start_where_no_file_can_be_made(tmp_path, monkeypatch, number, starts):
+    """Told before anything is compiled, unless it may pass."""
+    path, kind, opened = f"{tmp_path}/a.prom", Sums(["comm"], lambda _: "-"), os.open
+
+    def refused(name, flags, *rest, **named):
+        if flags & os.O_CREAT:
+            raise OSError(number, os.strerror(number))
+        return opened(name, flags, *rest, **named)
+
+    monkeypatch.setattr(os, "open", refused)
+    said = f"cannot write {path}: {os.strerror(number)}"
+    if not starts:
+        with pytest.raises(Failure, match=f"^{said}$"):
+            Textfile(path)
+        return
+    exporter = Exporter(Textfile(path), Series(kind, 9))
+    assert [exporter.begin(), exporter.add(comms([b"a"], kind), 0)] == [said, ""]
+    monkeypatch.undo()
+    assert exporter.add(comms([b"a"], kind), 0) == ""
+    found = samples((tmp_path / "a.prom").read_text())
+    assert found[RECEIVED][labels(comm="a")] == 2
 
 
 def test_a_link_is_replaced_rather_than_followed(tmp_path):
@@ -288,6 +312,7 @@ def test_a_link_is_replaced_rather_than_followed(tmp_path):
 def test_a_write_that_fails_is_a_warning_once_and_nothing_is_lost(tmp_path, monkeypatch):
     kind = Sums(["comm"], lambda _: "-")
     exporter = Exporter(Textfile(f"{tmp_path}/a.prom"), Series(kind, 9))
+    assert exporter.begin() == ""
     write = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:100]))  # the disk is full
     said = [exporter.add(comms([b"a"], kind), 1) for _ in range(3)]
@@ -315,12 +340,13 @@ def test_another_writer_of_the_file_is_reported(tmp_path):
     kind = Sums(["comm"], lambda _: "-")
     one, other = (Textfile(f"{tmp_path}/a.prom") for _ in range(2))
     first = Exporter(one, Series(kind, 9))
-    assert first.add([], 0) == ""
+    assert (first.begin(), first.add([], 0)) == ("", "")
+    os.unlink(tmp_path / "a.prom")
+    assert first.add([], 0) == "", "to remove it is no crime"
     second = Exporter(other, Series(kind, 9))
+    assert second.begin() == ""
     assert first.add([], 0) == f"{tmp_path}/a.prom is written by another process, too"
     assert second.add([], 0) == f"{tmp_path}/a.prom is written by another process, too"
-    os.unlink(tmp_path / "a.prom")
-    assert "another" not in second.add([], 0), "to remove it is no crime"
 
 
 # Options
