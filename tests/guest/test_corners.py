@@ -191,6 +191,7 @@ def assert_sums(tracers, ledger, when="", helped=()):
     sockets with helpers without that anyone looks at them."""
     truth = by_ports(ledger.moved())
     if PREEMPTS:
+        settle(*tracers.values())  # as in conftest.py
         ledger.use(but=helped)
     settle(*tracers.values())
     for kind, tracer in tracers.items():

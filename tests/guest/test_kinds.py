@@ -62,7 +62,7 @@ def in_one_output(tracers, ledger, ended=None, aborted=()):
 def test_more_rows_than_the_buffer_of_an_iterator_takes(ledger):
     """bpf_seq_write() has room for 32 KiB at a time, which is 409 records."""
     pairs = [pair() for _ in range(700)]
-    tracers = start("1000")
+    tracers = start("100000")
     for turn in (1, 2):
         for size, (client, server) in enumerate(pairs, 1):
             move(ledger, client, server, size)
@@ -75,7 +75,7 @@ def test_more_rows_than_the_buffer_of_an_iterator_takes(ledger):
 
 def test_sockets_that_die_in_one_interval(ledger):
     """20 000, two a session, half of these by a reset that leaves no trace."""
-    tracers = start("1000")
+    tracers = start("100000")
     own, pid, ended, aborted = ledger, os.getpid(), collections.Counter(), set()
     with listener() as server:
         port = server.getsockname()[1]
@@ -94,6 +94,7 @@ def test_sockets_that_die_in_one_interval(ledger):
                 aborted.add((ours, port))
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
             close(client, accepted)
+    time.sleep(2)  # the kernel tells of ends by and by
     in_one_output(tracers, ledger, ended, aborted)
 
 
@@ -255,12 +256,14 @@ def test_the_user_and_unit_of_a_session_from_before():
             with socket.create_connection(server.getsockname()) as client:
                 theirs.recv(1)
                 client.sendall(b"x" * 2003)
+                theirs.send(b"d")
                 theirs.recv(1)
             os._exit(0)
         accepted = server.accept()[0]
     tracers = start("-b", "user,unit", "0.3")
     ours.send(b"g")
     assert len(accepted.recv(2003, socket.MSG_WAITALL)) == 2003
+    assert ours.recv(1) == b"d"
     settle(*tracers.values())
     for kind, tracer in tracers.items():
         sums = {(each["user"], each["unit"]): each["tx_bytes"] for each in tracer.records}
