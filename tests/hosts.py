@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+RULES = ROOT / "examples/tcptop.rules.yml"
 sys.path.insert(0, str(ROOT))
 
 from tcptools.prometheus import Series
@@ -79,6 +80,7 @@ class Pages(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer a scrape."""
         page = self.hosts[int(self.path.rpartition("=")[2])].page()
+        page += f"node_time_seconds {time.time()}\n".encode()  # of node_exporter, for the rules
         self.send_response(200)
         self.send_header("Content-Type", "text/plain; version=0.0.4")
         self.send_header("Content-Length", str(len(page)))
@@ -146,7 +148,9 @@ class Prometheus:
 
 
 @contextlib.contextmanager
-def prometheus(directory: Path, pages: int, hosts: int, interval: int) -> Iterator[Prometheus]:
+def prometheus(
+    directory: Path, pages: int, hosts: int, interval: int, rules: bool
+) -> Iterator[Prometheus]:
     """Run it."""
     with socket.socket() as one:
         one.bind((LOCALHOST, 0))
@@ -163,6 +167,7 @@ def prometheus(directory: Path, pages: int, hosts: int, interval: int) -> Iterat
         f"global: {{scrape_interval: {interval}s, scrape_timeout: {interval}s}}\n"
         "scrape_configs:\n"
         "  - {job_name: node, file_sd_configs: [{files: [targets.json]}]}\n"
+        f"rule_files: {[str(RULES)] if rules else []}\n"
     )
     command = [
         *("prometheus", f"--config.file={directory}/prometheus.yml"),
@@ -230,6 +235,13 @@ def report(server: Prometheus, hosts: int, seconds: float, interval: int) -> Non
     print(f"series now: {server.query('sum(scrape_samples_post_metric_relabeling)') / 1e6:.2f} M")
     print(f"series in the head: {server.own('prometheus_tsdb_head_series') / 1e6:.2f} M")
     print(f"samples a second: {server.query('sum(scrape_samples_scraped)') / interval:.0f}")
+    group = f'{{rule_group="{RULES};tcptop"}}'
+    for name, what in (
+        ("last_duration_seconds", "the last evaluation of the rules took, s"),
+        ("iterations_missed_total", "evaluations missed"),
+        ("iterations_total", "of"),
+    ):
+        print(f"{what}: {server.own(f'prometheus_rule_group_{name}{group}')}")
     print(f"memory: {server.status('VmRSS'):.2f} GB, at most {server.status('VmHWM'):.2f} GB")
     used = server.own("process_cpu_seconds_total")
     print(f"CPU: {used / seconds:.2f} of {os.cpu_count()} (others use them, too)")
@@ -246,6 +258,7 @@ def main() -> None:
     parser.add_argument("--series", type=int, default=500, help="of each counter and host")
     parser.add_argument("--interval", type=int, default=15, help="seconds between scrapes")
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--rules", action="store_true", help="with the recording rules")
     options = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -254,7 +267,7 @@ def main() -> None:
         print(f"a page: {len(answer.read())} bytes", flush=True)
     with (
         tempfile.TemporaryDirectory() as name,
-        prometheus(Path(name), pages, options.hosts, options.interval) as server,
+        prometheus(Path(name), pages, options.hosts, options.interval, options.rules) as server,
     ):
         time.sleep(options.minutes * 60)
         report(server, options.hosts, options.minutes * 60, options.interval)
