@@ -120,7 +120,7 @@ class Series:
 
 
 class Removed(Failure):
-    """The directory of a file has been removed."""
+    """The directory of a file has been removed, or is another one now."""
 
 
 class Textfile:
@@ -155,6 +155,8 @@ class Textfile:
     def replace(self, data: bytes) -> None:
         """Have the file hold this. Raises Failure, and then it is as it was; Removed, for good."""
         try:
+            if self._is_elsewhere():
+                raise FileNotFoundError(errno.ENOENT, "its directory is another one now")
             found = self._identity()
             others = self._last and found and self._last != found
             self._write(data)
@@ -162,13 +164,22 @@ class Textfile:
         except OSError as error:
             removed = False
             with suppress(OSError):
-                removed = not os.stat(self._directory).st_nlink
+                removed = not os.stat(self._directory).st_nlink or self._is_elsewhere()
                 os.unlink(self._beside, dir_fd=self._directory)
             raise (Removed if removed else Failure)(
                 f"cannot write {self._path}: {error.strerror}"
             ) from None
         if others:
             raise Failure(f"{self._path} is written by another process, too")
+
+    def _is_elsewhere(self) -> bool:
+        """Whether the whole path leads to another directory: it was moved, or mounted over."""
+        directory = os.path.dirname(self._path)
+        with suppress(OSError):  # it is not there at all, or we may not look any more
+            return os.path.isabs(directory) and not os.path.samestat(
+                os.stat(directory), os.stat(self._directory)
+            )
+        return False
 
     def _identity(self) -> Optional[tuple[int, int]]:
         try:

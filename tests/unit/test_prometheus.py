@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tcptools import VERSION, Failure, sums
 from tcptools.options import Tcptop
 from tcptools.parser import parse
-from tcptools.prometheus import LONGEST, Exporter, Series, Textfile, label_value
+from tcptools.prometheus import LONGEST, Exporter, Removed, Series, Textfile, label_value
 from tcptools.sums import FIELDS, Sums
 
 RECEIVED, SENT = "tcptop_received_bytes_total", "tcptop_sent_bytes_total"
@@ -332,8 +332,20 @@ def test_a_directory_that_is_removed_ends_it(tmp_path):
     exporter = Exporter(Textfile(f"{tmp_path}/there/a.prom"), Series(kind, 9))
     shutil.rmtree(tmp_path / "there")
     (tmp_path / "there").mkdir()
-    with pytest.raises(Failure, match=r"^cannot write .*/there/a\.prom: No such file"):
+    with pytest.raises(Removed, match=r"/there/a\.prom: its directory is another one now$"):
         exporter.add(comms([b"a"], kind), 0)
+
+
+def test_a_directory_that_is_another_one_now_ends_it(tmp_path):
+    kind = Sums(["comm"], lambda _: "-")
+    (tmp_path / "there").mkdir()
+    exporter = Exporter(Textfile(f"{tmp_path}/there/a.prom"), Series(kind, 9))
+    os.rename(tmp_path / "there", tmp_path / "away")
+    assert exporter.begin() == "", "who moves it may put it back"
+    (tmp_path / "there").mkdir()
+    with pytest.raises(Removed, match=r"/there/a\.prom: its directory is another one now$"):
+        exporter.add(comms([b"a"], kind), 0)
+    assert os.listdir(tmp_path / "there") == []
 
 
 def test_another_writer_of_the_file_is_reported(tmp_path):
