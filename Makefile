@@ -60,8 +60,8 @@ hosts: $(PYTHON) # a thousand hosts and one Prometheus; ARGS= are options of tes
 guest: $(PYTHON) # the tests that trace, in a virtual machine; RELEASE=, ARCH=
 	$(GUEST) -- sh tests/guest/all.sh
 
-service: deb # the package under systemd, with node_exporter: installed, upgraded, removed
-	$(GUEST) --systemd --with dbus,prometheus-node-exporter,systemd-sysv -- \
+service: deb # the package under systemd, from apt install to what Prometheus has of each unit
+	$(GUEST) --systemd --with dbus,prometheus,prometheus-node-exporter,systemd-sysv -- \
 	    env SERVICE_SECONDS=$(or $(SERVICE_SECONDS),60) \
 	    $(PYTHON) -m pytest -x -q -s -p no:cacheprovider tests/service
 

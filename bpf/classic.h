@@ -78,7 +78,7 @@ static __always_inline int at_sent(int sent)
 	if (sent > 0 && !position->special &&
 	    (u32)(last_sent(position, FIELD(u32, tp, OFFSET_write_seq)) - position->write_seq) >=
 		(u32)sent) {
-		key.connection = position->connection;
+		key.made = position->made;
 		row = task_matches(pid) ? make_row(tp, &key, running()) : 0;
 		if (row)
 			add(row, 0, sent);
@@ -109,7 +109,7 @@ static __always_inline int at_tcp_cleanup_rbuf(void *tp)
 	    (position->sending || FIELD(u32, tp, OFFSET_write_seq) == position->write_seq)) {
 		if (now.copied_seq == position->copied_seq)
 			return 0;
-		key.connection = position->connection;
+		key.made = position->made;
 		row = task_matches(pid) ? make_row(tp, &key, running()) : 0;
 		if (row)
 			add(row, now.copied_seq - position->copied_seq, 0);

@@ -75,6 +75,12 @@ static __always_inline void stand(struct position *position, void *tp)
 	position->urgent_mark = FIELD(u32, tp, OFFSET_urg_seq);
 }
 
+/* See struct session_key. */
+static __always_inline u32 moment(void)
+{
+	return bpf_ktime_get_ns() >> 11;
+}
+
 /* Everything that this connection ever moves is counted. */
 static __always_inline void start(struct position *position, void *tp)
 {
@@ -239,9 +245,10 @@ static __always_inline void jump_over_urgent(void *tp, struct special *special)
  */
 static __always_inline void make_special(void *tp, struct position *position)
 {
-	struct session_key key = {.socket = (u64)tp, .connection = position->connection};
+	struct session_key key = {.socket = (u64)tp, .made = position->made};
 	struct tcp_counters now = READ_COUNTERS(FIELD, tp);
 	struct special special = {
+	    .connection = position->connection,
 	    .rx_first = first_received(tp),
 	    .tx_first = position->connection + position->active,
 	    .wanted = nobody_matches(),
@@ -280,7 +287,7 @@ static __always_inline void note_user(struct special *special, u32 pid, u32 inte
 
 static __always_inline struct special *special_of(void *tp, struct position *position)
 {
-	struct session_key key = {.socket = (u64)tp, .connection = position->connection};
+	struct session_key key = {.socket = (u64)tp, .made = position->made};
 
 	return specials.lookup(&key);
 }
@@ -423,7 +430,7 @@ static __always_inline struct movement movement_of(void *tp, struct position *po
 static __always_inline void meet(void *tp)
 {
 	u8 state = FIELD(u8, tp, OFFSET_skc_state);
-	struct position position = {.stage = NOTED};
+	struct position position = {.stage = NOTED, .made = moment()};
 	u64 phase = setting(PHASE);
 
 	if (phase == PROVING)
@@ -489,7 +496,7 @@ static __always_inline void look(void *tp, struct position *position, u32 pid, u
 			sum_up(tp, position, true, false);
 		return;
 	}
-	key.connection = position->connection;
+	key.made = position->made;
 	if (!wanted || !(moved.tx | moved.rx))
 		return;
 	row = make_row(tp, &key, interval);
@@ -540,7 +547,7 @@ static __always_inline void look_last(void *tp, struct position *position, bool 
 	}
 	if (!task_matches(pid))
 		return;
-	key.connection = position->connection;
+	key.made = position->made;
 	row = make_row(tp, &key, running());
 	if (row)
 		add(row, moved.rx, moved.tx);
@@ -553,6 +560,7 @@ static __always_inline void look_last(void *tp, struct position *position, bool 
  */
 static __always_inline void begin(void *tp, struct position *position, struct position *fresh)
 {
+	fresh->made = moment();
 	if (!position) {
 		remember(tp, fresh);
 	} else if (position->stage != BEGUN && position->connection != connection_of(tp)) {

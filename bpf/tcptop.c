@@ -205,6 +205,7 @@ static __always_inline int at_inet_sock_set_state(void *sk, u8 from, u8 to)
 	if (begins) {
 		if (position)
 			forget(tp);
+		fresh.made = moment();
 		remember(tp, &fresh);
 	}
 	return 0;
@@ -355,7 +356,7 @@ int emit_row(struct map_iteration *at)
 	barrier();
 	/* What lies there may be another's by now, and then the share has been settled. */
 	if (!position || share.interval != over || share.key.socket != record.key.socket ||
-	    share.key.connection != record.key.connection || share.key.pid != record.key.pid) {
+	    share.key.made != record.key.made || share.key.pid != record.key.pid) {
 		share.rx_bytes = row->settled_rx;
 		share.tx_bytes = row->settled_tx;
 	}
@@ -394,7 +395,7 @@ int emit_special(struct map_iteration *at)
 		 * unread there looks as if it were read.
 		 */
 		barrier();
-		if (now.snd_una - (u32)now.bytes_acked == record.key.connection &&
+		if (now.snd_una - (u32)now.bytes_acked == special->connection &&
 		    FETCH(u16, tp, OFFSET_skc_dport)) {
 			if (now.state != TCP_CLOSE || now.copied_seq != now.rcv_nxt)
 				rx = taken(&now, special->rx_first);
