@@ -3,7 +3,7 @@
 
 /*
  * One process' use of one connection. A socket may have several in its life, and its address
- * other sockets after it, with the same sequence numbers by chance: one in some hundred intervals
+ * other sockets after it, some with the same sequence number by chance: one in twenty intervals or so
  * with 20 000 sessions has such a pair. No two are made there at the same time, which begins anew
  * after more than two hours.
  */
