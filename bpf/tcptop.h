@@ -3,9 +3,9 @@
 
 /*
  * One process' use of one connection. A socket may have several in its life, and its address
- * other sockets after it, some with the same sequence number by chance: one in twenty intervals or so
- * with 20 000 sessions has such a pair. No two are made there at the same time, which begins anew
- * after more than two hours.
+ * other sockets after it, some with the same sequence number by chance: one in twenty
+ * intervals or so with 20 000 sessions has such a pair. No two are made there at the same
+ * time, which begins anew after more than two hours.
  */
 struct session_key {
 	u64 socket;
