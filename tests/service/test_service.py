@@ -37,7 +37,7 @@ SCRAPES = 15  # seconds between them
 CONFIGURATION = f"""
 global: {{scrape_interval: {SCRAPES}s}}
 rule_files: [tcptop.rules.yml]
-scrape_configs: [{{job_name: node, static_configs: [{{targets: ['localhost:9100']}}]}}]
+scrape_configs: [{{job_name: node, static_configs: [{{targets: ['127.0.0.1:9100']}}]}}]
 """
 PATIENCE = 600
 # How long the cost is looked at, in seconds.
