@@ -36,7 +36,7 @@ PROMETHEUS = "http://127.0.0.1:9090"
 SCRAPES = 15  # seconds between them
 CONFIGURATION = f"""
 global: {{scrape_interval: {SCRAPES}s}}
-rule_files: [tcptop.rules.yml]
+rule_files: [rules.yml]
 scrape_configs: [{{job_name: node, static_configs: [{{targets: ['127.0.0.1:9100']}}]}}]
 """
 PATIENCE = 600
@@ -200,7 +200,7 @@ def machine():
     run("systemctl", "restart", "prometheus-node-exporter")
     settings = pathlib.Path("/etc/prometheus")
     (settings / "prometheus.yml").write_text(CONFIGURATION)
-    shutil.copy("examples/tcptop.rules.yml", settings)
+    shutil.copy("examples/tcptop.rules.yml", settings / "rules.yml")
     run("systemctl", "restart", "prometheus")
     run("systemd-run", "-q", "--unit=server", sys.executable, "-c", SERVER)
     yield
