@@ -430,7 +430,7 @@ static __always_inline struct movement movement_of(void *tp, struct position *po
 static __always_inline void meet(void *tp)
 {
 	u8 state = FIELD(u8, tp, OFFSET_skc_state);
-	struct position position = {.stage = NOTED, .made = moment()};
+	struct position position = {.stage = NOTED};
 	u64 phase = setting(PHASE);
 
 	if (phase == PROVING)
@@ -443,6 +443,7 @@ static __always_inline void meet(void *tp)
 		return;
 	if (!session_matches(tp))
 		return;
+	position.made = moment();
 	stand(&position, tp);
 	if (state == TCP_CLOSE)
 		note_close(tp, &position);

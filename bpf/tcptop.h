@@ -3,9 +3,9 @@
 
 /*
  * One process' use of one connection. A socket may have several in its life, and its address
- * other sockets after it, some with the same sequence number by chance: one in twenty
- * intervals or so with 20 000 sessions has such a pair. No two are made there at the same
- * time, which begins anew after more than two hours.
+ * other sockets after it, two with the same sequence number by chance, as was seen among
+ * 20 000 sessions in an interval. No two are made there at the same time, which begins anew
+ * after more than two hours.
  */
 struct session_key {
 	u64 socket;
@@ -62,7 +62,7 @@ struct position {
 	u32 write_seq;
 	u32 copied_seq;
 	u32 connection;
-	u32 made; /* when this was, in units of 2048 ns */
+	u32 made; /* the time of that, in units of 2048 ns */
 	u32 urgent_mark; /* urg_seq */
 	u32 last_sent; /* write_seq when send_closed was set */
 	u32 last_received; /* rcv_nxt when `closed` was */

@@ -133,7 +133,7 @@ class Textfile:
         try:
             if not self._name:
                 raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-            # Kept open, and files are named relative to it, whatever its path leads to later.
+            # Kept open, and files are named relative to it: no other is written, see replace().
             self._directory = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY)
             self._identity()
             self._try()
@@ -154,9 +154,9 @@ class Textfile:
 
     def replace(self, data: bytes) -> None:
         """Have the file hold this. Raises Failure, and then it is as it was; Removed, for good."""
+        if self._is_elsewhere():
+            raise Removed(f"cannot write {self._path}: its directory is another one now")
         try:
-            if self._is_elsewhere():
-                raise FileNotFoundError(errno.ENOENT, "its directory is another one now")
             found = self._identity()
             others = self._last and found and self._last != found
             self._write(data)
@@ -164,7 +164,7 @@ class Textfile:
         except OSError as error:
             removed = False
             with suppress(OSError):
-                removed = not os.stat(self._directory).st_nlink or self._is_elsewhere()
+                removed = not os.stat(self._directory).st_nlink
                 os.unlink(self._beside, dir_fd=self._directory)
             raise (Removed if removed else Failure)(
                 f"cannot write {self._path}: {error.strerror}"

@@ -235,13 +235,6 @@ def report(server: Prometheus, hosts: int, seconds: float, interval: int) -> Non
     print(f"series now: {server.query('sum(scrape_samples_post_metric_relabeling)') / 1e6:.2f} M")
     print(f"series in the head: {server.own('prometheus_tsdb_head_series') / 1e6:.2f} M")
     print(f"samples a second: {server.query('sum(scrape_samples_scraped)') / interval:.0f}")
-    group = f'{{rule_group="{RULES};tcptop"}}'
-    for name, what in (
-        ("last_duration_seconds", "the last evaluation of the rules took, s"),
-        ("iterations_missed_total", "evaluations missed"),
-        ("iterations_total", "of"),
-    ):
-        print(f"{what}: {server.own(f'prometheus_rule_group_{name}{group}')}")
     print(f"memory: {server.status('VmRSS'):.2f} GB, at most {server.status('VmHWM'):.2f} GB")
     used = server.own("process_cpu_seconds_total")
     print(f"CPU: {used / seconds:.2f} of {os.cpu_count()} (others use them, too)")
@@ -249,6 +242,16 @@ def report(server: Prometheus, hosts: int, seconds: float, interval: int) -> Non
     print(f"disk: {disk / 1e6:.0f} MB")
     query_times(server, seconds, interval)
     print(f"memory after the queries: {server.status('VmHWM'):.2f} GB at most")
+
+
+def report_rules(server: Prometheus) -> None:
+    """Print whether there was time for the recording rules."""
+    group = f'{{rule_group="{RULES};tcptop"}}'
+    took, missed, done = (
+        server.own(f"prometheus_rule_group_{name}{group}")
+        for name in ("last_duration_seconds", "iterations_missed_total", "iterations_total")
+    )
+    print(f"rules: {done:.0f} evaluations, {missed:.0f} missed; the last took {took:.1f} s")
 
 
 def main() -> None:
@@ -270,6 +273,8 @@ def main() -> None:
         prometheus(Path(name), pages, options.hosts, options.interval, options.rules) as server,
     ):
         time.sleep(options.minutes * 60)
+        if options.rules:
+            report_rules(server)
         report(server, options.hosts, options.minutes * 60, options.interval)
 
 

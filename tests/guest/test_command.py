@@ -74,7 +74,7 @@ def test_rolling_tables():
     assert len(outputs) == 3
     # The traffic may pause, and an interval after a late one is short.
     tables = [output for output in outputs if " LADDR " in output and " LADDR6 " in output]
-    assert tables
+    assert len(tables) >= 2
     for output in outputs:
         lines = output.splitlines()
         assert lines[0][:8] in clocks
@@ -146,12 +146,13 @@ def test_json_and_the_rows_that_are_wanted():
     # The traffic may pause, and an interval after a late one is short.
     types = " ".join(record["type"] for record in records)
     assert re.fullmatch(r"(( |^)(session )?interval){5}", types)
-    assert any(
-        interval["tx_bytes"] > session["tx_bytes"] > session["rx_bytes"] == 0
-        and interval["sessions"] >= 4  # two sessions with both ends
+    whole = [
+        interval["sessions"] >= 4  # two sessions with both ends
+        and interval["tx_bytes"] > session["tx_bytes"] > session["rx_bytes"] == 0
         for session, interval in zip(records, records[1:])
         if session["type"] == "session"
-    ), records
+    ]
+    assert sum(whole) >= 3, records
     intervals = [record for record in records if record["type"] == "interval"]
     for before, after in zip(intervals, intervals[1:]):
         # Neither the CPU's share nor the other clock's reading is exact.

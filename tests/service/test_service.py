@@ -266,12 +266,11 @@ def test_each_unit_has_its_bytes():
     client(LEDGER, "delta@x-y", 3, 70_001, 0, "DynamicUser=yes", "MemoryMax=200M")
     client(LEDGER, "epsilon", 2, 11, 13, "PrivateTmp=yes", "PrivateDevices=yes", "User=nobody")
     LEDGER.check()
-
     for _ in range(10):
         time.sleep(SCRAPES + 1)  # an interval may end between a question and its answer
         sent, received = map(collections.Counter, by_unit())
         print("\nsent:", dict(sent), "\nreceived:", dict(received))
-        asked, answered = (sum(map(moved.__getitem__, ASKING)) for moved in (sent, received))
+        asked, answered = (sum(moved[unit] for unit in ASKING) for moved in (sent, received))
         if (sent[NODE_EXPORTER], received[NODE_EXPORTER]) == (answered, asked):
             break
     else:
