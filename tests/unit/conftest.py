@@ -4,6 +4,7 @@
 import ctypes
 import fcntl
 import os
+import signal
 import socket
 import struct
 import sys
@@ -16,6 +17,11 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 # No directory of examples is left in the checkout; a slow machine is no failure.
 settings.register_profile("unit", database=None, deadline=None, max_examples=100)
 settings.load_profile("unit")
+
+# Who runs this in the background may have them ignored, and then commands do, too.
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture
