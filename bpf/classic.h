@@ -18,11 +18,17 @@
 /* The sockets that tasks are sending on, or 0, by pid_tgid; old ones make room. */
 BPF_F_TABLE("lru_hash", u64, u64, senders, ANY_SIZE, 0);
 
-/* A call has ended, or its end was missed. */
-static __always_inline void end_sending(struct position *position)
+/*
+ * A call has ended that has sent so much, or its end was missed. Who looks meanwhile sees both
+ * `sending` and the write_seq after it as they were, or both as they are: little end first.
+ */
+static __always_inline void end_sending(struct position *position, u32 sent)
 {
+	u64 change = (u64)sent << 32;
+
 	if (position->sending)
-		__sync_fetch_and_add(&position->sending, -1);
+		change--;
+	__sync_fetch_and_add((u64 *)&position->sending, change);
 }
 
 static __always_inline int at_send(void *sk)
@@ -35,7 +41,7 @@ static __always_inline int at_send(void *sk)
 	if (sender && *sender) {
 		position = position_of((void *)*sender);
 		if (position) {
-			end_sending(position);
+			end_sending(position, 0);
 			/* Such bytes are counted in the end, as far as 32 bits tell how many. */
 			write_seq = FIELD(u32, (void *)*sender, OFFSET_write_seq);
 			if ((s32)(last_sent(position, write_seq) - position->write_seq) < 0)
@@ -75,16 +81,15 @@ static __always_inline int at_sent(int sent)
 	if (!position)
 		return 0;
 	/* In TCP_REPAIR, a send may put bytes into the queue of those received. */
-	if (sent > 0 && !position->special &&
-	    (u32)(last_sent(position, FIELD(u32, tp, OFFSET_write_seq)) - position->write_seq) >=
-		(u32)sent) {
-		key.made = position->made;
-		row = task_matches(pid) ? make_row(tp, &key, running()) : 0;
-		if (row)
-			add(row, 0, sent);
-		__sync_fetch_and_add(&position->write_seq, sent);
-	}
-	end_sending(position);
+	if (sent < 0 || position->special ||
+	    (u32)(last_sent(position, FIELD(u32, tp, OFFSET_write_seq)) - position->write_seq) <
+		(u32)sent)
+		sent = 0;
+	key.made = position->made;
+	row = sent && task_matches(pid) ? make_row(tp, &key, running()) : 0;
+	if (row)
+		add(row, 0, sent);
+	end_sending(position, sent);
 	return 0;
 }
 
@@ -156,7 +161,7 @@ static __always_inline int at_helper(void *tp)
 
 	if (!position || position->special || position->stage == BEGUN || !is_current(tp, position))
 		return 0;
-	if (is_sending(position)) {
+	if (position->sending) {
 		position->stage = NOTED; /* for a closer look the next time */
 		return 0;
 	}

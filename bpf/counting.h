@@ -327,19 +327,6 @@ static __always_inline void end_special(void *tp, struct position *position)
 	}
 }
 
-/*
- * Whether somebody is in a call that sends and will add what it has sent himself. Only the kind
- * `classic` has such calls: others look whenever the socket's lock is given back.
- */
-static __always_inline bool is_sending(struct position *position)
-{
-#ifdef PROBE_CLASSIC
-	return position->sending;
-#else
-	return false;
-#endif
-}
-
 /* Where write_seq stands without what is no byte after it, if that is known. */
 static __always_inline u32 last_sent(struct position *position, u32 write_seq)
 {
@@ -382,9 +369,12 @@ static __always_inline struct movement movement_of(void *tp, struct position *po
 	u32 write_seq = last_sent(position, FIELD(u32, tp, OFFSET_write_seq));
 	u32 copied_seq = FIELD(u32, tp, OFFSET_copied_seq);
 	u32 mark = FIELD(u32, tp, OFFSET_urg_seq);
+	/* Who is in a call that sends adds what it has sent himself, see end_sending(). */
+	u64 sends = *(volatile u64 *)&position->sending;
+	bool sending = (u32)sends;
 	struct movement moved = {
 	    .rx = copied_seq - position->copied_seq,
-	    .tx = write_seq - position->write_seq,
+	    .tx = sending ? 0 : write_seq - (u32)(sends >> 32),
 	};
 
 	if (position->closed) {
@@ -404,11 +394,13 @@ static __always_inline struct movement movement_of(void *tp, struct position *po
 	}
 	if (position->urgent)
 		moved.rx += urgent_bytes(tp, position, mark, copied_seq);
-	if (is_sending(position))
-		moved.tx = 0;
-	else
+	if (!sending)
 		position->write_seq = write_seq;
 	position->copied_seq = copied_seq;
+	if ((s32)moved.tx < 0) { /* more than 2 GiB, or nobody knows */
+		count(EVENTS_MISSED);
+		moved.tx = 0;
+	}
 	/* A FIN is the last to move either counter, by one, and is no byte. */
 	if (moved.tx && !position->send_closed && (fin_queued(state) || fin_unseen(state))) {
 		moved.tx--;
@@ -444,6 +436,8 @@ static __always_inline void meet(void *tp)
 	if (!session_matches(tp))
 		return;
 	position.made = moment();
+	/* As far as can be told without the lock: so that the end of a handshake knows it. */
+	position.connection = connection_of(tp);
 	stand(&position, tp);
 	if (state == TCP_CLOSE)
 		note_close(tp, &position);
@@ -483,7 +477,7 @@ static __always_inline void look(void *tp, struct position *position, u32 pid, u
 
 	if (!was_special) {
 		moved = movement_of(tp, position);
-		if (is_special(tp) && !is_sending(position))
+		if (is_special(tp) && !position->sending)
 			make_special(tp, position);
 	}
 	if (position->special) {
@@ -561,12 +555,15 @@ static __always_inline void look_last(void *tp, struct position *position, bool 
  */
 static __always_inline void begin(void *tp, struct position *position, struct position *fresh)
 {
+	if (position && (position->stage == BEGUN || position->connection == connection_of(tp)))
+		return;
 	fresh->made = moment();
-	if (!position) {
-		remember(tp, fresh);
-	} else if (position->stage != BEGUN && position->connection != connection_of(tp)) {
+	if (position) {
+		settle(position);
 		end_special(tp, position);
 		*position = *fresh;
+	} else {
+		remember(tp, fresh);
 	}
 }
 

@@ -171,6 +171,8 @@ static __always_inline int at_inet_sock_set_state(void *sk, u8 from, u8 to)
 		position->stage = KNOWN;
 		return 0;
 	}
+	if (begins && position && position->stage == BEGUN && position->active)
+		return 0; /* nothing has been seen of it but this */
 	owned = is_owned(tp);
 	if (position && !begins && owned && FIELD(u16, tp, OFFSET_skc_dport) &&
 	    !is_current(tp, position)) {

@@ -58,11 +58,13 @@ enum {
 struct position {
 	/* Of the latest even and odd interval it was used in. First, for emit_row(). */
 	struct share shares[2];
+	/* Calls that have begun, of the kind `classic`; changed together with the next. */
+	u32 sending;
 	/* Where TCP's counters stood at the last look. */
 	u32 write_seq;
 	u32 copied_seq;
 	u32 connection;
-	u32 made; /* the time of that, in units of 2048 ns */
+	u32 made; /* when this was, in units of 2048 ns */
 	u32 urgent_mark; /* urg_seq */
 	u32 last_sent; /* write_seq when send_closed was set */
 	u32 last_received; /* rcv_nxt when `closed` was */
@@ -73,9 +75,7 @@ struct position {
 	u8 special; /* counted through `specials` */
 	u8 urgent; /* urgent data has come since the urgent mark was last passed */
 	u8 urgent_taken; /* and its byte was read with MSG_OOB */
-#ifdef PROBE_CLASSIC
-	u32 sending; /* calls that have begun */
-#endif
+	u8 unused;
 };
 
 /*
@@ -97,6 +97,7 @@ struct special {
 	u8 by_kernel; /* `who` is a thread of the kernel */
 	u8 send_closed; /* tx_total is final */
 	u8 over; /* and so is rx_total */
+	u32 unused;
 	struct identity who;
 };
 

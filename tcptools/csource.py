@@ -98,6 +98,20 @@ def any_of(values: tuple[int, ...], name: str, number: Writer = literally) -> st
     return " || ".join(f"{name} == {number(value)}" for value in values) or "1"
 
 
+def offset_macros(offsets: dict[str, Any]) -> str:
+    """Where fields are, in bytes, as C macros."""
+    return "".join(f"#define OFFSET_{name} {offset}\n" for name, offset in offsets.items())
+
+
+def by_headers(fields: dict[str, tuple[str, ...]]) -> dict[str, str]:
+    """Where fields are, by their structure, as the kernel's headers tell."""
+    return {
+        name: f"offsetof(struct {struct}, {path})"
+        for struct, paths in fields.items()
+        for path, name in map(types.named, paths)
+    }
+
+
 def macros(
     kind: Kind,
     options: Common,
@@ -126,8 +140,8 @@ def macros(
     if scope.cgroup:
         defined["CGROUP_ID"], defined["CGROUP_LEVEL"] = map(number, scope.cgroup)
     defined.update((name.upper(), 1) for name in scope.maps)
-    defined.update((f"OFFSET_{name}", offset) for name, offset in offsets.items())
-    return "".join(f"#define {macro} {value}\n" for macro, value in defined.items())
+    defines = "".join(f"#define {macro} {value}\n" for macro, value in defined.items())
+    return defines + offset_macros(offsets)
 
 
 def text(
@@ -148,12 +162,10 @@ def text(
         if btf.tracepoints_are_preempted():
             headers += "#define TRACEPOINTS_PREEMPTED\n"
     else:
-        offsets = {
-            name: f"offsetof(struct {struct}, {path})"
-            for struct, fields in types.FIELDS.items()
-            for path, name in map(types.named, fields)
-        }
+        offsets = by_headers(types.FIELDS)
+        of_ipv6 = by_headers({"sock_common": types.OPTIONAL_FIELDS["sock_common"]})
         headers = "#include <linux/tcp.h>\n#include <linux/nsproxy.h>\n"
+        headers += f"#if IS_ENABLED(CONFIG_IPV6)\n{offset_macros(of_ipv6)}#endif\n"
         functions = kernel.functions() & {"tcp_sendpage"}
     headers += "".join(f"#define HAVE_{function}\n" for function in sorted(functions))
     # A kprobe program may not allocate map memory before Linux 6.1 gave BPF an allocator
