@@ -201,6 +201,4 @@ class Iterated:
         complete = self._sockets.iterate()
         sessions: list[Session] = self._ring.take()
         missed = self._programs.new_missed() + (not complete)
-        if len({session[2] for session in sessions}) == len(sessions):
-            return sessions, missed
         return joined(sessions), missed

@@ -12,7 +12,16 @@ from tcptools.csource import SOCKET_STORAGE, TYPED, Iteration, Kind, Tool
 from tcptools.kernel import Scope
 from tcptools.options import Tcptop
 from tcptools.privileges import CAP_BPF, CAP_DAC_READ_SEARCH
-from tcptools.program import COUNTING, INTERVAL, NOTING, PHASE, ROWS_MADE, SPECIALS_MADE, load
+from tcptools.program import (
+    COUNTING,
+    EVENTS_MISSED,
+    INTERVAL,
+    NOTING,
+    PHASE,
+    ROWS_MADE,
+    SPECIALS_MADE,
+    load,
+)
 from tcptools.session import IDENTITY, Session
 
 # Sockets remembered for each session that an interval can hold: most are idle.
@@ -91,12 +100,22 @@ class Traffic:
 
     def _note_open_sockets(self) -> None:
         """Have the positions of all TCP sockets that are open already recorded."""
-        files = self._iterators.get(("note_file", ""))
-        sockets = self._iterators.get(("note_socket", ""))
-        if files:
-            syscalls.iterate(files)
-        if not sockets:
-            return
+        before, reason = self._counters[EVENTS_MISSED], ""
+        for (function, _), iterator in self._iterators.items():
+            if function == "note_file":
+                syscalls.iterate(iterator)
+            elif function == "note_socket":
+                reason = self._search(iterator)
+        if self._counters[EVENTS_MISSED] > before:
+            reason = "there is no room for all open sockets, see --max-sessions"
+        if reason:
+            self.warnings.append(
+                f"{reason}, so not all sockets that were open before are known: the first use of"
+                " each is not counted"
+            )
+
+    def _search(self, sockets: int) -> str:
+        """Go through the sockets of all network namespaces; what went wrong."""
         # From Linux 5.15 on this iterator waits for the lock of each socket, whose owner may sleep
         # with it (bpf_iter_tcp_seq_show(), net/ipv4/tcp_ipv4.c).
         child = os.fork()
@@ -118,11 +137,7 @@ class Traffic:
                 reason = "the search for open sockets took too long"
                 break
             time.sleep(0.01)
-        if ended[1] or not ended[0]:
-            self.warnings.append(
-                f"{reason}, so not all sockets that were open before are known: the first use of"
-                " each is not counted"
-            )
+        return "" if ended[0] and not ended[1] else reason
 
     def _turn(self) -> None:
         """Begin the next interval: at the return no program counts for the last one any more."""
@@ -135,20 +150,21 @@ class Traffic:
     def drain(self) -> tuple[list[Session], int]:
         """The sessions since the last call, and how many events were missed in that time."""
         missed, made = self._programs.new_missed(), self._counters[ROWS_MADE]
-        # Before the turn, so that they are of the interval that ends.
-        special = self._specials() if self._counters[SPECIALS_MADE] > self._specials_over else []
-        if made == self._made:
-            return special, missed
+        special: list[Session] = []
+        if self._counters[SPECIALS_MADE] > self._specials_over:
+            # Before the turn, so that they are of the interval that ends.
+            special = self._specials()
+        elif made == self._made:
+            return [], missed
+        self._turn()  # be it only for who uses special ones, see note_user() in bpf/counting.h
+        if self._counters[ROWS_MADE] == self._made:
+            return joined(special), missed
         self._made = made
-        self._turn()
         found = self._taken(self._interval - 1)
         # A row is made for bytes, so one without any has lost what it was made for.
         sessions = [session for session in found if session[0] or session[1]]
         missed += len(found) - len(sessions)
-        # classic may know a connection better at its second use, and then has two rows.
-        if special or self._programs.kind.probe == "classic":
-            sessions = joined([*sessions, *special])
-        return sessions, missed
+        return joined([*sessions, *special]), missed
 
     def cgroup_path(self, cgroup: int) -> Optional[str]:
         """The path of a cgroup v2 by its id, be it gone, if it was made of late and is known."""
@@ -181,7 +197,10 @@ class Traffic:
 
 
 def joined(sessions: list[Session]) -> list[Session]:
-    """A list in which a process and session have one entry each."""
+    """A list in which a process and session have one entry each: a socket with helpers has one of
+    them and one of its users, and two sessions may have had the same ports."""
+    if len({session[2] for session in sessions}) == len(sessions):
+        return sessions
     sums: dict[bytes, tuple[int, int]] = {}
     for rx, tx, identity in sessions:
         before = sums.get(identity, (0, 0))

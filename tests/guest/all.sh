@@ -10,14 +10,14 @@ pytest() { python3 -m pytest -q -p no:cacheprovider $options "$@"; }
 # Kinds by turns: what iterates over sockets takes the lock of each, as if it used it, and so may be
 # credited with what a skipped probe left, or with what a socket with helpers moved.
 PROBES=fentry,kprobe
-exact() { TCPTOP_KINDS=$1 pytest tests/guest/test_exact.py; }
+probes() { TCPTOP_KINDS=$PROBES pytest "$@"; }
 
 status=0
-exact $PROBES || status=$?
+probes tests/guest/test_exact.py || status=$?
 pytest tests/guest/test_life.py || status=$?
-exact classic,iter,diag || status=$?
+TCPTOP_KINDS=classic,iter,diag pytest tests/guest/test_exact.py || status=$?
 for file in command corners units privileges; do
-    TCPTOP_KINDS=$PROBES pytest tests/guest/test_$file.py || status=$?
+    probes tests/guest/test_$file.py || status=$?
 done
 pytest tests/guest/test_kinds.py || status=$?
 # What a socket's owner can do to its numbers, with the other kinds as well.
@@ -28,8 +28,9 @@ TCPTOP_KINDS=classic,iter pytest tests/guest/test_corners.py -k "reset or fast_o
 preempt=/sys/kernel/debug/sched/preempt
 if [ -e $preempt ]; then
     echo full >$preempt
-    exact $PROBES || status=$?
-    pytest tests/guest/test_life.py || status=$?
+    # One after the other, so that tcplife has the tracers of the first beside it.
+    probes tests/guest/test_exact.py tests/guest/test_life.py || status=$?
+    probes tests/guest/test_corners.py -k "reader_of_maps or undone or reset" || status=$?
 fi
 [ $status = 0 ]
 

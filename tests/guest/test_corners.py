@@ -26,6 +26,7 @@ from test_life import Watch, records_of
 from tracing import (
     COMMAND,
     CONTRACTS,
+    HAS,
     HAS_FENTRY,
     KINDS,
     LIFE,
@@ -33,10 +34,12 @@ from tracing import (
     PATIENCE,
     PREEMPTS,
     by_ports,
+    has_config,
     settle,
     start,
     tcptop,
 )
+from ways import start_tls
 from workload import Ledger, close, connect, listener, move, pair, receive, send
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -44,10 +47,13 @@ BTF = "/sys/kernel/btf/vmlinux"
 TCP, MPTCP = socket.IPPROTO_TCP, 262
 
 
+KPROBES = "/sys/kernel/debug/kprobes/enabled"
+
+
 @contextlib.contextmanager
-def sysctl(name, value):
-    """Another value for a while."""
-    path = pathlib.Path("/proc/sys", name.replace(".", "/"))
+def changed(name, value):
+    """Another value in a file of the kernel for a while."""
+    path = pathlib.Path(name)
     if not path.exists():
         pytest.skip(f"kernel: no {name}")
     before = path.read_text()
@@ -56,6 +62,10 @@ def sysctl(name, value):
         yield
     finally:
         path.write_text(before)
+
+
+def sysctl(name, value):
+    return changed(f"/proc/sys/{name.replace('.', '/')}", value)
 
 
 def kernel_has(function):
@@ -83,6 +93,17 @@ def test_probes_that_the_kernel_does_not_run(kind):
     assert result.returncode == (kind != "auto"), "that takes socket diagnosis"
 
 
+@pytest.mark.parametrize("kind", ("auto", *KINDS))
+def test_kprobes_that_are_disabled(kind):
+    """The kernel attaches them all the same."""
+    with changed(KPROBES, 0):
+        result = tcptop("--probe", kind, "0.5", "1")
+    refused = kind in ("kprobe", "classic") or (kind == "auto" and not HAS_FENTRY)
+    said = rf"tcptop: .*{KPROBES}.*\n" if refused else ""
+    assert re.fullmatch(said, result.stderr), result.stderr
+    assert result.returncode == (refused and kind != "auto"), "that takes socket diagnosis"
+
+
 # A user with CAP_BPF and CAP_PERFMON, for which an older setpriv(1) has no names; before Linux 5.11
 # maps count as locked memory.
 CAPABILITIES = "-all,+cap_39,+cap_38,+sys_resource"
@@ -105,11 +126,15 @@ def test_kprobes_that_are_for_root(kind):
 
 @pytest.mark.parametrize(
     "setting, value, prefix",
-    (("kernel.perf_event_paranoid", 3, NOBODY), ("kernel.ftrace_enabled", 0, [])),
+    (
+        ("/proc/sys/kernel/perf_event_paranoid", 3, NOBODY),
+        ("/proc/sys/kernel/ftrace_enabled", 0, []),
+        (KPROBES, 0, []),
+    ),
 )
 def test_who_accepts_is_named_or_said_to_be_unknown(setting, value, prefix):
     """This process accepts, another closes."""
-    with sysctl(setting, value), listener() as server:
+    with changed(setting, value), listener() as server:
         life = subprocess.Popen(
             [*prefix, *LIFE, "-v", "--json", "-L", str(server.getsockname()[1])],
             stdout=subprocess.PIPE,
@@ -135,8 +160,8 @@ def test_who_accepts_is_named_or_said_to_be_unknown(setting, value, prefix):
         time.sleep(1)
         life.send_signal(signal.SIGINT)
         (record,) = records_of(life.communicate(timeout=PATIENCE)[0])
-    # fentry needs neither of the two.
-    named = HAS_FENTRY and kernel_has("security_sock_graft") and prefix != []
+    # fentry needs none of these but ftrace.
+    named = HAS_FENTRY and kernel_has("security_sock_graft") and "ftrace" not in setting
     assert (record["pid"] == os.getpid()) == (named or "who accepts" not in said)
 
 
@@ -227,9 +252,10 @@ def dropped(match):
     drop = f"tc filter add dev lo egress protocol ip u32 match {match} action drop"
     try:
         result = run("sh", "-c", f"{tc.format('add')} && {drop}")
-        if result.returncode:
-            pytest.skip(f"kernel: {result.stderr.strip()}")
+        assert result.returncode == 0, result.stderr
         yield
+        counts = run("tc", "-s", "qdisc", "show", "dev", "lo").stdout
+        assert any(map(int, re.findall(r"dropped (\d+)", counts))), counts
     finally:
         run(*tc.format("del").split())
 
@@ -371,7 +397,7 @@ def test_a_connection_that_is_undone(tracers, ledger):
     settle(*tracers.values())
     for kind, tracer in tracers.items():
         rows = {key: moved for key, moved in tracer.rows().items() if key[0] == os.getpid()}
-        assert (kind, rows, tracer.missed) == (kind, ledger.moved(), 0)
+        assert (kind, rows, tracer.surely_missed) == (kind, ledger.moved(), 0)
 
 
 def test_a_connection_that_waits_at_the_start(ledger):
@@ -424,6 +450,30 @@ def test_a_fast_open_that_waits_at_the_start(ledger):
         for kind, tracer in tracers.items():
             assert (kind, above(tracer, ledger)) == (kind, {})
             assert tracer.missed or by_ports(tracer.rows()) == by_ports(ledger)
+
+
+def test_a_fast_open_that_is_answered_before_its_handshake_is_over(ledger):
+    """By a send, the only use of the socket while the answer to its SYN is dropped."""
+    with contextlib.ExitStack() as until, listener() as server:
+        until.enter_context(sysctl("net.ipv4.tcp_fastopen", 0x207))
+        server.setsockopt(TCP, socket.TCP_FASTOPEN, 100)
+        tracers, client = until.enter_context(late()), socket.socket()
+        with dropped(f"ip sport {server.getsockname()[1]} 0xffff match u8 0x12 0x3f at 33"):
+            client.setblocking(False)
+            assert client.sendto(b"x" * 701, socket.MSG_FASTOPEN, server.getsockname()) == 701
+            accepted, _ = server.accept()
+            send(ledger, accepted, 503)
+            settle(*tracers.values())
+        assert select.select([], [client], [], PATIENCE)[1]
+        client.setblocking(True)
+        ledger.sent(client, 701)
+        receive(ledger, accepted, 701)
+        receive(ledger, client, 503)
+        move(ledger, client, accepted, 1009)
+        move(ledger, accepted, client, 503)
+        assert_sums(tracers, ledger)
+        close(client, accepted)
+        assert_sums(tracers, ledger, "after close")
 
 
 def test_a_fast_open_that_is_refused(tracers):
@@ -499,6 +549,9 @@ def test_more_sockets_before_than_there_is_room_for(ledger):
     for kind, tracer in tracers.items():
         assert (kind, above(tracer, ledger)) == (kind, {})
         assert tracer.missed
+        in_a_hash = kind in ("kprobe", "classic") or (kind == "fentry" and not HAS["iter"])
+        told = any("no room for all open sockets" in note for note in tracer.notes)
+        assert (kind, told) == (kind, in_a_hash)
 
 
 # Traffic, to the byte.
@@ -525,7 +578,7 @@ def test_raw_sockets_are_no_sessions(tracers):
     settle(*tracers.values())
     for kind, tracer in tracers.items():
         ours = {key: moved for key, moved in tracer.rows().items() if key[0] == os.getpid()}
-        assert (kind, ours, tracer.missed) == (kind, {}, 0)
+        assert (kind, ours, tracer.surely_missed) == (kind, {}, 0)
 
 
 def fast_open(ledger):
@@ -618,13 +671,13 @@ def repaired(ledger):
 
 def aborted(ledger):
     """By ss -K, with bytes in the queues."""
+    if not has_config("INET_DIAG_DESTROY"):
+        pytest.skip("kernel: no CONFIG_INET_DIAG_DESTROY")
     client, server = pair()
     send(ledger, client, 9001)
     receive(ledger, server, 2003)
     port = client.getsockname()[1]
-    killed = run("ss", "-KHnt", f"sport = {port}").stdout
-    if not killed:
-        pytest.skip("kernel: no CONFIG_INET_DIAG_DESTROY")
+    assert run("ss", "-KHnt", f"sport = {port}").stdout
     close(client, server)
 
 
@@ -865,6 +918,89 @@ def test_what_another_socket_received(tracers, ledger):
         }
         assert len(lacks) >= 3, (kind, found, truth)
         assert all(tx == 0 and 0 <= rx <= 1009 for rx, tx in lacks.values()), (kind, lacks)
+
+
+# ioctl(2) of /dev/nbd0, include/uapi/linux/nbd.h, and what it asks for.
+NBD_SET_SOCK, NBD_SET_BLKSIZE, NBD_DO_IT, NBD_CLEAR_SOCK = 0xAB00, 0xAB01, 0xAB03, 0xAB04
+NBD_SET_SIZE_BLOCKS, NBD_DISCONNECT = 0xAB07, 0xAB08
+NBD_CMD_READ, NBD_CMD_WRITE, NBD_CMD_DISC = 0, 1, 2
+NBD_REPLY_MAGIC = 0x67446698
+
+
+def serve_blocks(sock, written):
+    """Be a block device of zeros; append to a list how many bytes each request writes."""
+    taken = lambda size: sock.recv(size, socket.MSG_WAITALL)  # noqa: E731
+    while True:
+        _, command, handle, _, size = struct.unpack(">II8sQI", taken(28))
+        if command & 0xFFFF == NBD_CMD_DISC:
+            return sock.close()
+        if command & 0xFFFF == NBD_CMD_WRITE:
+            written.append(len(taken(size)))
+        content = bytes(size) if command & 0xFFFF == NBD_CMD_READ else b""
+        sock.sendall(struct.pack(">II8s", NBD_REPLY_MAGIC, 0, handle) + content)
+
+
+def tcp_bytes(sock):
+    """How many bytes the kernel says that it has received, and sent and had acknowledged."""
+    # struct tcp_info: tcpi_bytes_acked, tcpi_bytes_received
+    acked, received = struct.unpack_from("=QQ", sock.getsockopt(TCP, socket.TCP_INFO, 256), 120)
+    return received, acked
+
+
+@contextlib.contextmanager
+def block_device(client, server, size, written):
+    """A file of /dev/nbd0, of so many bytes, whose requests go over this session."""
+    served = threading.Thread(target=serve_blocks, args=(server, written))
+    served.start()
+    device = os.open("/dev/nbd0", os.O_RDWR)
+    fcntl.ioctl(device, NBD_SET_BLKSIZE, 4096)
+    fcntl.ioctl(device, NBD_SET_SIZE_BLOCKS, size // 4096)
+    fcntl.ioctl(device, NBD_SET_SOCK, client.fileno())
+    done = threading.Thread(target=fcntl.ioctl, args=(device, NBD_DO_IT))
+    done.start()
+    try:
+        yield device
+    finally:
+        fcntl.ioctl(device, NBD_DISCONNECT)
+        served.join()
+        done.join()
+        fcntl.ioctl(device, NBD_CLEAR_SOCK)
+        os.close(device)
+
+
+def test_what_only_the_kernel_uses(tracers):
+    """A block device over kernel TLS, to which the kernel writes what it had kept."""
+    for module, option in (("nbd", "BLK_DEV_NBD"), ("tls", "TLS")):
+        if not has_config(option):
+            pytest.skip(f"kernel: no CONFIG_{option}")
+        assert run("modprobe", module).returncode == 0
+    client, server = pair()
+    ports = client.getsockname()[1], client.getpeername()[1]
+    for sock in (client, server):
+        start_tls(sock)
+    written, size = [], 1 << 20
+    with block_device(client, server, size, written) as device:
+        os.pread(device, 4096, 0)
+        settle(*tracers.values())  # and then this process has used it long ago
+        forget(tracers)
+        before = tcp_bytes(server)
+        with sysctl("vm.dirty_writeback_centisecs", 50), sysctl("vm.dirty_expire_centisecs", 100):
+            os.pwrite(device, bytes(size), 0)
+            limit = time.monotonic() + PATIENCE
+            while sum(written) < size:
+                assert time.monotonic() < limit, written
+                time.sleep(0.1)
+        time.sleep(1)  # acknowledgements may come later
+        moved = [now - then for now, then in zip(tcp_bytes(server), before)]
+        assert moved[0] > size
+        settle(*tracers.values())
+        for kind, tracer in tracers.items():
+            found = {key: sums for key, sums in tracer.rows().items() if key[1:] == ports}
+            sums = [sum(each) for each in zip(*found.values())]
+            assert (kind, sums) == (kind, moved[::-1])
+            assert (kind, tracer.surely_missed) == (kind, 0)
+            assert (kind, {pid for pid, *_ in found} & {0, os.getpid()}) == (kind, set())
+    client.close()
 
 
 def test_urgent_bytes_where_others_work_on_the_socket(tracers, ledger):

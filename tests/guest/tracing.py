@@ -40,6 +40,12 @@ PREEMPTS = (
 MISSED_IS_A_BOUND = int(os.uname().release.split(".")[0]) >= 7
 
 
+def has_config(option):
+    """Whether this kernel was made with it, be it as a module."""
+    config = pathlib.Path(f"/boot/config-{os.uname().release}").read_text()
+    return bool(re.search(rf"^CONFIG_{option}=[ym]$", config, re.MULTILINE))
+
+
 class Contract(NamedTuple):
     """What a kind may do otherwise than count each byte at once for the process that moved it.
 
@@ -178,6 +184,11 @@ class Tracer:
                     self._news.notify_all()
                 else:
                     self.records.append(record)
+
+    @property
+    def surely_missed(self):
+        """How many events were missed, where that is more than a bound."""
+        return 0 if MISSED_IS_A_BOUND else self.missed
 
     def intervals(self):
         """How many intervals have been reported."""
