@@ -369,8 +369,12 @@ static __always_inline struct movement movement_of(void *tp, struct position *po
 	u32 write_seq = last_sent(position, FIELD(u32, tp, OFFSET_write_seq));
 	u32 copied_seq = FIELD(u32, tp, OFFSET_copied_seq);
 	u32 mark = FIELD(u32, tp, OFFSET_urg_seq);
+#ifdef PROBE_CLASSIC
 	/* Who is in a call that sends adds what it has sent himself, see end_sending(). */
 	u64 sends = *(volatile u64 *)&position->sending;
+#else
+	u64 sends = (u64)position->write_seq << 32;
+#endif
 	bool sending = (u32)sends;
 	struct movement moved = {
 	    .rx = copied_seq - position->copied_seq,
@@ -483,7 +487,9 @@ static __always_inline void look(void *tp, struct position *position, u32 pid, u
 	if (position->special) {
 		struct special *special = special_of(tp, position);
 
-		if (special)
+		/* Or, with classic, this task is interrupted by a softirq, where those who parse
+		 * messages call tcp_read_sock(). */
+		if (special && is_owned(tp))
 			note_user(special, pid, interval);
 	}
 	if (was_special) {

@@ -18,15 +18,15 @@ def test_entries_of_one_session_become_one():
 
 
 @pytest.mark.parametrize(
-    "iterate, reason",
+    "iterate, limit, reason",
     [
-        (lambda _: b"", ""),
-        (lambda _: time.sleep(60), "the search for open sockets took too long"),
-        (lambda _: os.stat("/nonexistent"), "the search for open sockets failed"),
+        (lambda _: b"", 60, ""),
+        (lambda _: time.sleep(60), 0.2, "the search for open sockets took too long"),
+        (lambda _: os.stat("/nonexistent"), 60, "the search for open sockets failed"),
     ],
 )
-def test_the_search_for_open_sockets_has_a_limit(iterate, reason, monkeypatch):
-    monkeypatch.setattr(traffic, "SEARCH_LIMIT", 0.2)
+def test_the_search_for_open_sockets_has_a_limit(iterate, limit, reason, monkeypatch):
+    monkeypatch.setattr(traffic, "SEARCH_LIMIT", limit)
     monkeypatch.setattr(syscalls, "iterate", iterate)
     monkeypatch.setattr(kernel, "network_namespaces", lambda: iter([None]))
     source = traffic.Traffic.__new__(traffic.Traffic)
