@@ -487,8 +487,8 @@ static __always_inline void look(void *tp, struct position *position, u32 pid, u
 	if (position->special) {
 		struct special *special = special_of(tp, position);
 
-		/* Or, with classic, this task is interrupted by a softirq, where those who parse
-		 * messages call tcp_read_sock(). */
+		/* With classic, a softirq that interrupts this task may be what reads: parsers of
+		 * messages call tcp_read_sock() there. */
 		if (special && is_owned(tp))
 			note_user(special, pid, interval);
 	}

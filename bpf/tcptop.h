@@ -64,7 +64,7 @@ struct position {
 	u32 write_seq;
 	u32 copied_seq;
 	u32 connection;
-	u32 made; /* when this was, in units of 2048 ns */
+	u32 made; /* when the position was, in units of 2048 ns */
 	u32 urgent_mark; /* urg_seq */
 	u32 last_sent; /* write_seq when send_closed was set */
 	u32 last_received; /* rcv_nxt when `closed` was */

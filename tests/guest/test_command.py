@@ -16,7 +16,18 @@ import time
 
 import pytest
 from test_corners import NOBODY, sysctl
-from tracing import COMMAND, HAS, HAS_FENTRY, KINDS, MOVERS, PATIENCE, settle, start, tcptop
+from tracing import (
+    COMMAND,
+    HAS,
+    HAS_FENTRY,
+    KINDS,
+    MOVERS,
+    PATIENCE,
+    Tracer,
+    settle,
+    start,
+    tcptop,
+)
 from ways import start_tls
 from workload import Ledger, close, connect, listener, move, pair
 
@@ -306,47 +317,29 @@ def test_sockets_are_not_iterated_where_they_cannot_be():
     assert re.fullmatch(r"tcptop: .* iter probes, which need BTF and .*\n", result.stderr)
 
 
-def one_interval(command, kind, work):
-    """The rows of the interval, from its beginning on, in which this process does some work."""
-    process = subprocess.Popen(
-        [*command, "--json", "-v", "1000"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    notes = []
-    while not (notes and notes[-1].startswith("tcptop: probes: ")):
-        notes.append(process.stderr.readline())
-        assert notes[-1], notes
-    assert notes[-1].startswith(f"tcptop: probes: {kind}"), notes
-    work()
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, errors) == (0, "")
-    return [json.loads(line) for line in output.splitlines()[:-1]]
-
-
-def moved(rows):
-    """As a Ledger has it."""
-    return {
-        (row["pid"], row["lport"], row["rport"]): [row["rx_bytes"], row["tx_bytes"]] for row in rows
-    }
+@contextlib.contextmanager
+def one_interval(command, kind, ledger):
+    """A Tracer by that command, of the interval in which what the ledger says is moved."""
+    tracer = Tracer("1000", command=command)
+    tracer.attached()
+    yield tracer
+    assert tracer.stop() == 0
+    tracer.reached(1)
+    assert tracer.notes[-1].startswith(f"tcptop: probes: {kind}"), tracer.notes
+    rows = tracer.rows()
+    assert {key: rows.get(key) for key in ledger} == ledger.moved()
 
 
 def test_without_btf_headers_serve():
     """Sessions that begin while it runs are exact then, too."""
     ledger, socks = Ledger(), []
-
-    def work():
+    with one_interval(hiding("/sys/kernel/btf"), "kprobe", ledger) as tracer:
         for host in ("127.0.0.1", "::1"):
-            socks.extend(pair(host))
+            socks += pair(host)
             move(ledger, *socks[-2:], 10007)
         with contextlib.suppress(OSError):  # has helpers, where the kernel has kernel TLS
             start_tls(socks[0])
-
-    rows = one_interval(hiding("/sys/kernel/btf"), "kprobe", work)
-    assert {key: moved(rows).get(key) for key in ledger} == ledger.moved()
-    assert {(row["lport"], row["laddr"], row["raddr"]) for row in rows} >= {
+    assert {(record["lport"], record["laddr"], record["raddr"]) for record in tracer.records} >= {
         (sock.getsockname()[1], sock.getsockname()[0], sock.getpeername()[0]) for sock in socks
     }
     close(*socks)
@@ -364,13 +357,10 @@ tcptop.main()
 
 def test_a_kernel_without_what_others_have():
     """No IPv6, cgroups or Multipath TCP."""
-    ledger, socks = Ledger(), pair()
-    rows = one_interval(
-        [sys.executable, "-c", LACKING],
-        "fentry" if HAS_FENTRY else "kprobe",
-        lambda: move(ledger, *socks, 10007),
-    )
-    assert {key: moved(rows).get(key) for key in ledger} == ledger.moved()
+    ledger, kind = Ledger(), "fentry" if HAS_FENTRY else "kprobe"
+    with one_interval([sys.executable, "-c", LACKING], kind, ledger):
+        socks = pair()
+        move(ledger, *socks, 10007)
     close(*socks)
 
 

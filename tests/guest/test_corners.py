@@ -44,10 +44,8 @@ from workload import Ledger, close, connect, listener, move, pair, receive, send
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 BTF = "/sys/kernel/btf/vmlinux"
-TCP, MPTCP = socket.IPPROTO_TCP, 262
-
-
 KPROBES = "/sys/kernel/debug/kprobes/enabled"
+TCP, MPTCP = socket.IPPROTO_TCP, 262
 
 
 @contextlib.contextmanager
@@ -977,8 +975,9 @@ def test_what_only_the_kernel_uses(tracers):
     written, size = [], 1 << 20
     with block_device(client, server, size, written) as device:
         os.pread(device, 4096, 0)
-        before, now = None, tcp_bytes(server)
+        before, now, limit = None, tcp_bytes(server), time.monotonic() + PATIENCE
         while before != now:  # others may look for partitions
+            assert time.monotonic() < limit
             time.sleep(2)
             before, now = now, tcp_bytes(server)
         forget(tracers)  # by then this process has used it long ago

@@ -147,9 +147,9 @@ def by_ports(rows):
 class Tracer:
     """A running `tcptop --json`: everything that it says, collected."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, command=COMMAND):
         self.process = subprocess.Popen(
-            [*COMMAND, "-v", "--json", *map(str, arguments)],
+            [*command, "-v", "--json", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
