@@ -15,8 +15,23 @@
  */
 #ifdef PROBE_CLASSIC
 
-/* The sockets that tasks are sending on, or 0, by pid_tgid; old ones make room. */
-BPF_F_TABLE("lru_hash", u64, u64, senders, ANY_SIZE, 0);
+/* The connection that a task is sending on; no socket if it is not. */
+struct sender {
+	u64 socket;
+	u32 made; /* as in its position: another connection may have the same socket by now */
+	u32 unused;
+};
+
+/* By pid_tgid; old ones make room. */
+BPF_F_TABLE("lru_hash", u64, struct sender, senders, ANY_SIZE, 0);
+
+/* The position of what a task is sending on, if that is still there. */
+static __always_inline struct position *sending_on(struct sender *sender)
+{
+	struct position *position = position_of((void *)sender->socket);
+
+	return position && position->made == sender->made ? position : 0;
+}
 
 /*
  * A call has ended that has sent so much, or its end was missed. Who looks meanwhile sees both
@@ -33,21 +48,21 @@ static __always_inline void end_sending(struct position *position, u32 sent)
 
 static __always_inline int at_send(void *sk)
 {
-	u64 task = bpf_get_current_pid_tgid(), socket = (u64)sk;
-	u64 *sender = senders.lookup(&task);
+	u64 task = bpf_get_current_pid_tgid();
+	struct sender fresh = {.socket = (u64)sk}, *sender = senders.lookup(&task);
 	struct position *position;
 	u32 write_seq;
 
-	if (sender && *sender) {
-		position = position_of((void *)*sender);
+	if (sender && sender->socket) {
+		position = sending_on(sender);
 		if (position) {
 			end_sending(position, 0);
 			/* Such bytes are counted in the end, as far as 32 bits tell how many. */
-			write_seq = FIELD(u32, (void *)*sender, OFFSET_write_seq);
+			write_seq = FIELD(u32, (void *)sender->socket, OFFSET_write_seq);
 			if ((s32)(last_sent(position, write_seq) - position->write_seq) < 0)
 				count(EVENTS_MISSED);
 		}
-		*sender = 0;
+		sender->socket = 0;
 	}
 	position = position_of(sk);
 	if (!position) {
@@ -57,9 +72,10 @@ static __always_inline int at_send(void *sk)
 	/* Before the handshake is over, there is nothing to count from. */
 	if (!position || position->stage == BEGUN)
 		return 0;
+	fresh.made = position->made;
 	if (sender)
-		*sender = socket;
-	else if (senders.update(&task, &socket))
+		*sender = fresh;
+	else if (senders.update(&task, &fresh))
 		return 0;
 	__sync_fetch_and_add(&position->sending, 1);
 	return 0;
@@ -68,16 +84,16 @@ static __always_inline int at_send(void *sk)
 static __always_inline int at_sent(int sent)
 {
 	u64 task = bpf_get_current_pid_tgid();
-	u64 *sender = senders.lookup(&task);
-	void *tp = sender ? (void *)*sender : 0;
-	struct position *position = tp ? position_of(tp) : 0;
+	struct sender *sender = senders.lookup(&task);
+	void *tp = sender ? (void *)sender->socket : 0;
+	struct position *position = tp ? sending_on(sender) : 0;
 	u32 pid = task >> 32;
 	struct session_key key = {.socket = (u64)tp, .pid = pid};
 	struct session *row;
 
 	if (!tp)
 		return 0;
-	*sender = 0;
+	sender->socket = 0;
 	if (!position)
 		return 0;
 	/* In TCP_REPAIR, a send may put bytes into the queue of those received. */

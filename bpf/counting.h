@@ -70,9 +70,13 @@ static __always_inline bool may_be_fin(void *tp, struct glance *now)
 /* What was moved before is not counted. */
 static __always_inline void stand(struct position *position, void *tp)
 {
+	u16 urgent = FIELD(u16, tp, OFFSET_urg_data);
+
 	position->write_seq = FIELD(u32, tp, OFFSET_write_seq);
 	position->copied_seq = FIELD(u32, tp, OFFSET_copied_seq);
 	position->urgent_mark = FIELD(u32, tp, OFFSET_urg_seq);
+	position->urgent = urgent != 0;
+	position->urgent_taken = (urgent & TCP_URG_READ) != 0;
 }
 
 /* See struct session_key. */
@@ -231,10 +235,8 @@ static __always_inline bool is_special(void *tp)
  * Totals do not tell whether the urgent byte will have been read, or jumped over, when copied_seq
  * has passed it: it is taken for the latter.
  */
-static __always_inline void jump_over_urgent(void *tp, struct special *special)
+static __always_inline void jump_over_urgent(struct special *special)
 {
-	if (FIELD(u64, tp, OFFSET_skc_flags) & SOCK_URGINLINE)
-		return;
 	special->rx_first++;
 	count(EVENTS_MISSED);
 }
@@ -257,7 +259,7 @@ static __always_inline void make_special(void *tp, struct position *position)
 	special.rx_bytes = taken(&now, special.rx_first);
 	special.tx_bytes = sent(&now, special.tx_first);
 	if (position->urgent)
-		jump_over_urgent(tp, &special);
+		jump_over_urgent(&special);
 	name_session(&special.who, tp);
 	name_nobody(&special.who);
 	if (specials.update(&key, &special)) { /* no room, so it goes on as others do */
@@ -564,6 +566,7 @@ static __always_inline void begin(void *tp, struct position *position, struct po
 	if (position && (position->stage == BEGUN || position->connection == connection_of(tp)))
 		return;
 	fresh->made = moment();
+	fresh->urgent_mark = FIELD(u32, tp, OFFSET_urg_seq); /* an earlier connection's */
 	if (position) {
 		settle(position);
 		end_special(tp, position);

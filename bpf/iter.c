@@ -30,8 +30,8 @@ static __always_inline void note_namespace(void *tp)
 {
 	u32 inode = FETCH(u32, FIELD(void *, tp, OFFSET_skc_net), OFFSET_net_inum);
 
-	if (!namespaces.lookup(&inode) && !namespaces.update(&inode, &inode))
-		count(NAMESPACES_MADE);
+	if (!namespaces.lookup(&inode))
+		count(namespaces.update(&inode, &inode) ? EVENTS_MISSED : NAMESPACES_MADE);
 }
 
 /* The session is the current process'. */
@@ -182,7 +182,8 @@ static __always_inline bool look_last(void *tp, struct position *position)
 /* connect() begins. */
 static __always_inline void open(void *tp)
 {
-	struct position fresh = {.stage = BEGUN, .active = 1};
+	struct position fresh = {
+	    .stage = BEGUN, .active = 1, .urgent_mark = FIELD(u32, tp, OFFSET_urg_seq)};
 
 	own(&fresh);
 	forget(tp);
@@ -193,7 +194,9 @@ static __always_inline void open(void *tp)
 /* The handshake is over: somebody else has connected, or this side had before the start. */
 static __always_inline struct position *establish(void *tp, u8 from)
 {
-	struct position fresh = {.stage = BEGUN, .active = from == TCP_SYN_SENT};
+	struct position fresh = {.stage = BEGUN,
+				 .active = from == TCP_SYN_SENT,
+				 .urgent_mark = FIELD(u32, tp, OFFSET_urg_seq)};
 
 	note_namespace(tp);
 	return remember(tp, &fresh);
@@ -298,6 +301,7 @@ static __always_inline int at_sk_send_sigurg(void *sk)
 		position->urgent_bytes--;
 	position->urgent = 1;
 	position->urgent_taken = 0;
+	position->urgent_in_line = !!(FIELD(u64, tp, OFFSET_skc_flags) & SOCK_URGINLINE);
 	return 0;
 }
 
@@ -370,6 +374,7 @@ static __always_inline struct position *meet(void *tp)
 	    .urgent_mark = FIELD(u32, tp, OFFSET_urg_seq),
 	    .urgent = urgent != 0,
 	    .urgent_taken = (urgent & TCP_URG_READ) != 0,
+	    .urgent_in_line = !!(FIELD(u64, tp, OFFSET_skc_flags) & SOCK_URGINLINE),
 	};
 
 	if (!is_tcp(tp) || 1 << state & (TCPF_SYN_SENT | 1 << TCP_SYN_RECV | TCPF_LISTEN))

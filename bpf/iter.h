@@ -32,6 +32,7 @@ struct position {
 	u8 wanted; /* by the filters for processes */
 	u8 urgent; /* urgent data has come since the urgent mark was last passed */
 	u8 urgent_taken; /* and its byte was read with MSG_OOB */
+	u8 urgent_in_line; /* SO_OOBINLINE, when it came or at the last look */
 	/* Who opened or accepted it; no family unless its session is named. */
 	struct identity owner;
 };

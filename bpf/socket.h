@@ -139,9 +139,14 @@ static __always_inline bool fin_read(u64 flags, u32 copied_seq, u32 rcv_nxt)
 static __always_inline int urgent_bytes(void *tp, struct position *position, u32 mark,
 					u32 copied_seq)
 {
+	bool in_line = FIELD(u64, tp, OFFSET_skc_flags) & SOCK_URGINLINE, was_in_line = in_line;
 	int bytes = 0;
 
-	if (FIELD(u64, tp, OFFSET_skc_flags) & SOCK_URGINLINE)
+#ifdef PROBE_ITER /* it may have been read before the option was changed */
+	was_in_line = position->urgent_in_line;
+	position->urgent_in_line = in_line;
+#endif
+	if (in_line && was_in_line)
 		return 0;
 	if (!position->urgent_taken && FIELD(u16, tp, OFFSET_urg_data) & TCP_URG_READ) {
 		position->urgent_taken = 1;
@@ -150,6 +155,9 @@ static __always_inline int urgent_bytes(void *tp, struct position *position, u32
 	if (mark - position->copied_seq < copied_seq - position->copied_seq) {
 #ifdef URGENT_UNSEEN /* nobody knows whether it was read before it was passed */
 		if (!position->urgent_taken)
+			count(EVENTS_MISSED);
+#else
+		if (in_line != was_in_line)
 			count(EVENTS_MISSED);
 #endif
 		position->urgent = 0;

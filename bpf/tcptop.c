@@ -122,6 +122,8 @@ static __always_inline int at_sk_send_sigurg(void *sk)
 
 	if (!position)
 		return 0;
+	if (position->stage == BEGUN)
+		start(position, tp);
 	copied_seq = FIELD(u32, tp, OFFSET_copied_seq);
 	/* The next look counts what recv(MSG_OOB) has taken and no look has seen. */
 	if (position->urgent && !position->urgent_taken &&
@@ -134,7 +136,7 @@ static __always_inline int at_sk_send_sigurg(void *sk)
 	look_closer(position);
 	special = position->special ? special_of(tp, position) : 0;
 	if (special)
-		jump_over_urgent(tp, special);
+		jump_over_urgent(special);
 	return 0;
 }
 
@@ -208,6 +210,7 @@ static __always_inline int at_inet_sock_set_state(void *sk, u8 from, u8 to)
 		if (position)
 			forget(tp);
 		fresh.made = moment();
+		fresh.urgent_mark = FIELD(u32, tp, OFFSET_urg_seq); /* see begin() */
 		remember(tp, &fresh);
 	}
 	return 0;
@@ -244,8 +247,10 @@ static __always_inline int at_tcp_destroy_sock(void *sk)
 
 	if (!tp)
 		return 0;
-	if (position)
+	if (position) {
 		settle(position);
+		position->sending = 0; /* with classic, should at_tcp_close() have been skipped */
+	}
 	if (position && position->special)
 		sum_up(tp, position, true, true);
 	else if (FIELD(u16, tp, OFFSET_skc_dport)) { /* tcp_disconnect() has not reset it */

@@ -39,7 +39,16 @@ from tracing import (
     start,
     tcptop,
 )
-from ways import start_tls
+from ways import (
+    TCP_QUEUE_SEQ,
+    TCP_RECV_QUEUE,
+    TCP_REPAIR,
+    TCP_REPAIR_QUEUE,
+    TCP_REPAIR_WINDOW,
+    TCP_SEND_QUEUE,
+    numbered,
+    start_tls,
+)
 from workload import Ledger, close, connect, listener, move, pair, receive, send
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -374,6 +383,55 @@ def test_sockets_that_were_in_close_before(ledger):
 UNSPEC = struct.pack("=H14x", socket.AF_UNSPEC)
 
 
+def assert_no_more(tracers, ledger):
+    """Nobody has told of a byte too many, and each that lacks is a missed event."""
+    settle(*tracers.values())
+    truth = by_ports(ledger)
+    for kind, tracer in tracers.items():
+        found = by_ports(tracer.rows())
+        lacks = {
+            ports: [real - ours for ours, real in zip(found.get(ports, (0, 0)), moved)]
+            for ports, moved in truth.items()
+        }
+        some = [lack for both in lacks.values() for lack in both]
+        assert (kind, min(some) >= 0, lacks) == (kind, True, lacks)
+        assert sum(some) <= tracer.missed, (kind, lacks)
+
+
+def test_urgent_bytes_that_were_there_before(ledger):
+    """One was read with MSG_OOB before the start, one is afterwards, and one never."""
+    sessions = pair(), pair(), pair()
+    for client, _ in sessions:
+        send_urgent(Ledger(), client)
+    before, after, never = (server for _, server in sessions)
+    assert len(before.recv(1, socket.MSG_OOB)) == 1
+    with late() as tracers:
+        ledger.received(after, len(after.recv(1, socket.MSG_OOB)))
+        for sock in (before, after, never):
+            receive(ledger, sock, 1512)
+        for each in sessions:
+            close(*each)
+        assert_no_more(tracers, ledger)
+
+
+@pytest.mark.parametrize("helped", (False, True))
+def test_urgent_bytes_in_and_out_of_line(tracers, ledger, helped):
+    """SO_OOBINLINE is changed before they are read."""
+    client, server = pair()
+    held = bpfsys.put_into_a_sockmap(server) if helped else None
+    forget(tracers)
+    for inline in (False, True) * 4:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, not inline)
+        send_urgent(ledger, client)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, inline)
+        receive(ledger, server, 1512 + inline)
+        assert_no_more(tracers, ledger)
+    close(client, server)
+    if helped:
+        os.close(held)
+    assert_no_more(tracers, ledger)
+
+
 def test_a_connection_that_is_undone(tracers, ledger):
     """Nothing was acknowledged on these, so that tcp_disconnect() leaves no other trace than the
     peer's port, and sequence numbers that jump."""
@@ -640,28 +698,27 @@ def first_send_dropped(ledger):
 
 def repaired(ledger):
     """TCP_REPAIR: another socket takes a session over, as where processes are moved."""
-    repair, queue, sequence, window = 19, 20, 21, 29
     old, server = pair()
     move(ledger, old, server, 10007)
     move(ledger, server, old, 5003)
     ends = old.getsockname(), old.getpeername()
-    old.setsockopt(TCP, repair, 1)
+    old.setsockopt(TCP, TCP_REPAIR, 1)
     state = {}
-    for which in (1, 2):  # to send, and received
-        old.setsockopt(TCP, queue, which)
-        state[which] = old.getsockopt(TCP, sequence)
-    windows = old.getsockopt(TCP, window, 20)
+    for queue in (TCP_SEND_QUEUE, TCP_RECV_QUEUE):
+        old.setsockopt(TCP, TCP_REPAIR_QUEUE, queue)
+        state[queue] = old.getsockopt(TCP, TCP_QUEUE_SEQ)
+    windows = old.getsockopt(TCP, TCP_REPAIR_WINDOW, 20)
     old.close()
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    client.setsockopt(TCP, repair, 1)
-    for which, number in state.items():
-        client.setsockopt(TCP, queue, which)
-        client.setsockopt(TCP, sequence, number)
+    client.setsockopt(TCP, TCP_REPAIR, 1)
+    for queue, number in state.items():
+        client.setsockopt(TCP, TCP_REPAIR_QUEUE, queue)
+        client.setsockopt(TCP, TCP_QUEUE_SEQ, number)
     client.bind(ends[0])
     client.connect(ends[1])
-    client.setsockopt(TCP, window, windows)
-    client.setsockopt(TCP, repair, 0)
+    client.setsockopt(TCP, TCP_REPAIR_WINDOW, windows)
+    client.setsockopt(TCP, TCP_REPAIR, 0)
     move(ledger, client, server, 2003)
     move(ledger, server, client, 1009)
     close(client, server)
@@ -679,13 +736,18 @@ def aborted(ledger):
     close(client, server)
 
 
+def send_urgent(ledger, sock):
+    """An urgent byte with others around it."""
+    for count, flags in ((1009, 0), (1, socket.MSG_OOB), (503, 0)):
+        send(ledger, sock, count, flags)
+    time.sleep(0.3)
+
+
 def urgent_before_accept(ledger):
     """The urgent byte is never read."""
     with listener() as server:
         client = socket.create_connection(server.getsockname())
-        for count, flags in ((1009, 0), (1, socket.MSG_OOB), (503, 0)):
-            send(ledger, client, count, flags)
-        time.sleep(0.3)
+        send_urgent(ledger, client)
         accepted, _ = server.accept()
     receive(ledger, accepted, 1512)
     close(client, accepted)
@@ -701,6 +763,24 @@ def urgent_at_the_old_mark(ledger):
         receive(ledger, server, count)
     send(ledger, client, 7)
     receive(ledger, server, 7)
+    close(client, server)
+
+
+def mark_of_before(ledger):
+    """A connection passes the number that an urgent byte had in the one before of its socket."""
+    client, server = pair()
+    send_urgent(ledger, server)
+    receive(ledger, client, 1512)
+    client.setsockopt(TCP, TCP_REPAIR, 1)
+    client.setsockopt(TCP, TCP_REPAIR_QUEUE, TCP_RECV_QUEUE)
+    mark = client.getsockopt(TCP, TCP_QUEUE_SEQ) - 504
+    client.setsockopt(TCP, TCP_REPAIR, 0)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    server.close()
+    time.sleep(0.2)
+    assert not LIBC.connect(client.fileno(), UNSPEC, len(UNSPEC))
+    client, server = numbered((1_000_003, (mark - 5) % 2**32), (client, socket.socket()))
+    move(ledger, server, client, 1009)
     close(client, server)
 
 
@@ -747,33 +827,33 @@ def reset_and_undone(ledger):
         server.close()
 
 
-def renumber(sock, which, count):
-    """TCP_QUEUE_SEQ, which takes TCP_REPAIR and a socket in CLOSE; none of it is a byte."""
-    repair, queue, sequence = 19, 20, 21
-    sock.setsockopt(TCP, repair, 1)
-    sock.setsockopt(TCP, queue, which)
-    number = sock.getsockopt(TCP, sequence) + count
-    sock.setsockopt(TCP, sequence, struct.pack("=I", number % 2**32))
+def renumber(sock, queue, count):
+    """TCP_QUEUE_SEQ, queue takes TCP_REPAIR and a socket in CLOSE; none of it is a byte."""
+    sock.setsockopt(TCP, TCP_REPAIR, 1)
+    sock.setsockopt(TCP, TCP_REPAIR_QUEUE, queue)
+    number = sock.getsockopt(TCP, TCP_QUEUE_SEQ) + count
+    sock.setsockopt(TCP, TCP_QUEUE_SEQ, struct.pack("=I", number % 2**32))
 
 
 def reset_and_renumbered(ledger):
     """What was sent and what was received, with and without others who work on the socket."""
-    for helped, which, count in itertools.product((False, True), (1, 2), (1_000_003, 3 * 10**9)):
+    queues, counts = (TCP_RECV_QUEUE, TCP_SEND_QUEUE), (1_000_003, 3 * 10**9)
+    for helped, queue, count in itertools.product((False, True), queues, counts):
         server, _ = reset_by_its_peer(ledger, helped=helped)
-        renumber(server, which, count)
+        renumber(server, queue, count)
         time.sleep(0.2)
         server.close()
 
 
 TOLD = (fast_open, connected_to_itself, first_send_dropped, repaired)
-CORNERS = (*TOLD, aborted, no_port_is_left, urgent_before_accept, urgent_at_the_old_mark,
-           reset_and_undone, reset_and_renumbered)  # fmt: skip
+URGENT = (urgent_before_accept, urgent_at_the_old_mark, mark_of_before)
+CORNERS = (*TOLD, aborted, no_port_is_left, *URGENT, reset_and_undone, reset_and_renumbered)
 
 
 @pytest.mark.parametrize("traffic", CORNERS, ids=lambda traffic: traffic.__name__)
 def test_in_a_corner(tracers, ledger, exact, traffic):
     forget(tracers)
-    with exact(ledger):
+    with exact(ledger, urgent=2 if traffic in URGENT else 0):
         traffic(ledger)
 
 

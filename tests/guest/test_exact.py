@@ -20,6 +20,7 @@ from ways import (
     MSG_ZEROCOPY,
     SO_ZEROCOPY,
     IoUring,
+    numbered,
     send_zerocopy,
     sendfile,
     splice_in,
@@ -430,27 +431,6 @@ def test_short_sessions(exact, ledger):
                 close(client, accepted)
             else:
                 close(accepted, client)
-
-
-def numbered(numbers):
-    """Two sockets that are connected with each other, without a handshake: the first one's byte
-    numbers and the second one's begin with these (TCP_REPAIR)."""
-    repair, queue, sequence, window = 19, 20, 21, 29
-    ends = [socket.socket() for _ in numbers]
-    for end in ends:
-        end.bind(("127.0.0.1", 0))
-        end.setsockopt(socket.IPPROTO_TCP, repair, 1)
-    for end, (own, peers) in zip(ends, (numbers, numbers[::-1])):
-        for which, number in ((2, own), (1, peers)):  # those to send, and received
-            end.setsockopt(socket.IPPROTO_TCP, queue, which)
-            end.setsockopt(socket.IPPROTO_TCP, sequence, number)
-    for end, other, received in zip(ends, ends[::-1], numbers[::-1]):
-        end.connect(other.getsockname())
-        windows = struct.pack("=5I", received, 65535, 65535, 65535, received)
-        end.setsockopt(socket.IPPROTO_TCP, window, windows)
-    for end in ends:
-        end.setsockopt(socket.IPPROTO_TCP, repair, 0)
-    return ends
 
 
 def test_sessions_that_begin_alike(exact, ledger):

@@ -13,6 +13,8 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 SO_ZEROCOPY, MSG_ZEROCOPY = 60, 0x4000000
 TCP_ULP, SOL_TLS, TLS_TX, TLS_RX = 31, 282, 1, 2
 IORING_OP_SEND, IORING_OP_RECV = 26, 27
+TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ, TCP_REPAIR_WINDOW = 19, 20, 21, 29
+TCP_RECV_QUEUE, TCP_SEND_QUEUE = 1, 2
 
 
 def sendfile(ledger, sock, file, count):
@@ -61,6 +63,27 @@ def receive_peeked(ledger, sock, count, peeks=5):
             assert there, "the peer closed early"
         receive(ledger, sock, there)
         count -= there
+
+
+def numbered(numbers, ends=None):
+    """Two sockets, new ones unless given, that are connected with each other, without a handshake:
+    the first one's byte numbers and the second one's begin with these (TCP_REPAIR)."""
+    tcp = socket.IPPROTO_TCP
+    ends = ends or [socket.socket() for _ in numbers]
+    for end in ends:
+        end.bind(("127.0.0.1", 0))
+        end.setsockopt(tcp, TCP_REPAIR, 1)
+    for end, (own, peers) in zip(ends, (numbers, numbers[::-1])):
+        for queue, number in ((TCP_SEND_QUEUE, own), (TCP_RECV_QUEUE, peers)):
+            end.setsockopt(tcp, TCP_REPAIR_QUEUE, queue)
+            end.setsockopt(tcp, TCP_QUEUE_SEQ, struct.pack("=I", number))
+    for end, other, received in zip(ends, ends[::-1], numbers[::-1]):
+        end.connect(other.getsockname())
+        window = struct.pack("=5I", received, 65535, 65535, 65535, received)
+        end.setsockopt(tcp, TCP_REPAIR_WINDOW, window)
+    for end in ends:
+        end.setsockopt(tcp, TCP_REPAIR, 0)
+    return ends
 
 
 def start_tls(sock):
