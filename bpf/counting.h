@@ -431,8 +431,12 @@ static __always_inline void meet(void *tp)
 	struct position position = {.stage = NOTED};
 	u64 phase = setting(PHASE);
 
-	if (phase == PROVING)
+	/* Its end may come before the programs that see ends are attached, and another socket then
+	 * have its address. */
+	if (phase == PROVING) {
 		count(LOOKS_PROVED);
+		return;
+	}
 	if (!is_tcp(tp) || 1 << state & (TCPF_SYN_SENT | TCPF_LISTEN))
 		return;
 	if (!FIELD(u16, tp, OFFSET_skc_dport)) /* it has no peer */
@@ -457,18 +461,13 @@ static __always_inline void meet(void *tp)
  */
 static __always_inline bool is_current(void *tp, struct position *position)
 {
-	u32 connection = connection_of(tp);
-
 	/* tcp_disconnect() takes the peer away, and then changes sequence numbers. */
 	if (!FIELD(u16, tp, OFFSET_skc_dport))
 		return false;
-	if (position->stage == BEGUN) {
+	if (position->stage == BEGUN)
 		start(position, tp);
-	} else if (position->stage == NOTED) {
-		position->connection = connection;
-		position->stage = KNOWN;
-	}
-	return position->connection == connection;
+	position->stage = KNOWN;
+	return position->connection == connection_of(tp);
 }
 
 /* A closer look at a socket in use, whose lock the current task has. */

@@ -51,7 +51,7 @@ struct share {
 enum {
 	KNOWN,
 	BEGUN, /* connect() has begun: nothing yet, there are no sequence numbers */
-	NOTED, /* read without the socket's lock: its connection is yet to be asked for */
+	NOTED, /* read without the socket's lock, or there is more to be asked for: not quickly */
 };
 
 /* What is kept of a connection. */

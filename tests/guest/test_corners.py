@@ -33,6 +33,7 @@ from tracing import (
     MISSED_IS_A_BOUND,
     PATIENCE,
     PREEMPTS,
+    ROOT,
     by_ports,
     has_config,
     settle,
@@ -530,6 +531,36 @@ def test_a_fast_open_that_is_answered_before_its_handshake_is_over(ledger):
         assert_sums(tracers, ledger)
         close(client, accepted)
         assert_sums(tracers, ledger, "after close")
+
+
+def test_fast_opens_where_others_were_before(ledger):
+    """Sockets of others that were gone before their ends could be seen, while tcptop started."""
+    churn = (
+        "import tcptools.program as p\nprint(flush=True)\nwhile True:\n    p.use_a_connection()\n"
+    )
+    with contextlib.ExitStack() as until, listener() as server:
+        until.enter_context(sysctl("net.ipv4.tcp_fastopen", 0x207))
+        server.setsockopt(TCP, socket.TCP_FASTOPEN, 100)
+        others = subprocess.Popen([sys.executable, "-c", churn], stdout=subprocess.PIPE, cwd=ROOT)
+        until.callback(others.wait)
+        until.callback(others.kill)
+        others.stdout.readline()
+        tracers = until.enter_context(late())
+        others.kill()
+        forget(tracers)
+        clients, accepted = [], []
+        with dropped(f"ip sport {server.getsockname()[1]} 0xffff match u8 0x12 0x3f at 33"):
+            for _ in range(30):
+                client = until.enter_context(socket.socket())
+                client.setblocking(False)
+                assert client.sendto(b"x" * 701, socket.MSG_FASTOPEN, server.getsockname()) == 701
+                clients.append(client)
+                accepted.append(until.enter_context(server.accept()[0]))
+                receive(ledger, accepted[-1], 701)
+        for client in clients:
+            assert select.select([], [client], [], PATIENCE)[1]
+            ledger.sent(client, 701)
+        assert_sums(tracers, ledger)
 
 
 def test_a_fast_open_that_is_refused(tracers):
