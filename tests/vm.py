@@ -26,8 +26,8 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tcptop"
 REQUIREMENTS = CHECKOUT / "tests/requirements.txt"
 PYTHON = "/usr/bin/python3"
-# How often a guest may be booted: now and then, in emulation, one processor runs into an instruction
-# that the kernel is just changing on another (int3, "Fatal exception in interrupt").
+# How often a guest may be booted: now and then, in emulation, one processor runs into an
+# instruction that the kernel is just changing on another (int3, "Fatal exception in interrupt").
 BOOTS = 2
 TIMED_OUT, GUEST_DIED = 124, 125  # exit status; 124 is what timeout(1) gives
 KILL_DELAY = 5  # seconds
