@@ -560,6 +560,7 @@ def test_fast_opens_where_others_were_before(ledger):
         for client in clients:
             assert select.select([], [client], [], PATIENCE)[1]
             ledger.sent(client, 701)
+        close(*clients, *accepted)
         assert_sums(tracers, ledger)
 
 
