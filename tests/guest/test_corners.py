@@ -487,6 +487,7 @@ def test_a_fast_open_that_waits_at_the_start(ledger):
         until.enter_context(sysctl("net.ipv4.tcp_fastopen", 0x207))
         # Long enough for every start.
         until.enter_context(sysctl("net.ipv4.tcp_synack_retries", 8))
+        until.enter_context(sysctl("net.ipv4.tcp_syn_retries", 8))
         server.setsockopt(TCP, socket.TCP_FASTOPEN, 100)
         client = socket.socket()
         port = server.getsockname()[1]
@@ -556,10 +557,13 @@ def test_fast_opens_where_others_were_before(ledger):
                 assert client.sendto(b"x" * 701, socket.MSG_FASTOPEN, server.getsockname()) == 701
                 clients.append(client)
                 accepted.append(until.enter_context(server.accept()[0]))
+                send(ledger, accepted[-1], 7)
                 receive(ledger, accepted[-1], 701)
         for client in clients:
             assert select.select([], [client], [], PATIENCE)[1]
+            client.setblocking(True)
             ledger.sent(client, 701)
+            receive(ledger, client, 7)
         close(*clients, *accepted)
         assert_sums(tracers, ledger)
 
