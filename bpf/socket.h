@@ -153,13 +153,13 @@ static __always_inline int urgent_bytes(void *tp, struct position *position, u32
 		bytes++;
 	}
 	if (mark - position->copied_seq < copied_seq - position->copied_seq) {
+		bool unknown = in_line != was_in_line;
+
 #ifdef URGENT_UNSEEN /* nobody knows whether it was read before it was passed */
-		if (!position->urgent_taken)
-			count(EVENTS_MISSED);
-#else
-		if (in_line != was_in_line)
-			count(EVENTS_MISSED);
+		unknown |= !position->urgent_taken;
 #endif
+		if (unknown)
+			count(EVENTS_MISSED);
 		position->urgent = 0;
 		position->urgent_taken = 0;
 		bytes--;

@@ -415,17 +415,20 @@ def test_urgent_bytes_that_were_there_before(ledger):
         assert_no_more(tracers, ledger)
 
 
+@pytest.mark.parametrize("after", (False, True))
 @pytest.mark.parametrize("helped", (False, True))
-def test_urgent_bytes_in_and_out_of_line(tracers, ledger, helped):
-    """SO_OOBINLINE is changed before they are read."""
+def test_urgent_bytes_in_and_out_of_line(tracers, ledger, helped, after):
+    """SO_OOBINLINE is changed before they are read, or after."""
     client, server = pair()
     held = bpfsys.put_into_a_sockmap(server) if helped else None
     forget(tracers)
     for inline in (False, True) * 4:
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, not inline)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, inline is after)
         send_urgent(ledger, client)
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, inline)
+        if not after:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, inline)
         receive(ledger, server, 1512 + inline)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, inline is not after)
         assert_no_more(tracers, ledger)
     close(client, server)
     if helped:
@@ -864,7 +867,7 @@ def reset_and_undone(ledger):
 
 
 def renumber(sock, queue, count):
-    """TCP_QUEUE_SEQ, queue takes TCP_REPAIR and a socket in CLOSE; none of it is a byte."""
+    """TCP_QUEUE_SEQ, which takes TCP_REPAIR and a socket in CLOSE; none of it is a byte."""
     sock.setsockopt(TCP, TCP_REPAIR, 1)
     sock.setsockopt(TCP, TCP_REPAIR_QUEUE, queue)
     number = sock.getsockopt(TCP, TCP_QUEUE_SEQ) + count
