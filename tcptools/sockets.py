@@ -11,6 +11,7 @@ from tcptools.owners import Owner
 from tcptools.privileges import CAP_NET_ADMIN, without
 from tcptools.sockdiag import (
     AGES,
+    CLOSE,
     ESTABLISHED,
     FAMILY,
     FIN_WAIT1,
@@ -164,6 +165,10 @@ class Sockets:
         acknowledged, received = PAIR.unpack(progress)
         who, family = block.id(number), block.family(number)
         names = who[:NAMES]
+        if state == CLOSE or names[:2] == b"\0\0":
+            # It ended after the dump had found it, and tcp_set_state() took its port away, perhaps
+            # (idiag_sport is inet_num, net/ipv4/inet_diag.c); a notice will tell of it.
+            return
         if tcp is None or tcp.is_over(family, names, acknowledged, received):
             if names[2:4] == b"\0\0" or not self._passes(names):
                 return
@@ -218,7 +223,8 @@ class Sockets:
         asked = [(tcp.family, who) for tcp, _, who in self._doubtful]
         for block in self._inquiry.again(asked):
             for reading in block.readings():
-                found[reading[1]] = reading
+                if reading[0] != CLOSE:
+                    found[reading[1]] = reading
         for tcp, first, _ in self._doubtful:
             second = found.get(first[1])
             if second:

@@ -12,7 +12,9 @@ from diagnosed import Ledger, Watch
 from tcptools import sockets
 from tcptools.counters import sent_by
 from tcptools.notices import DESTROY_GROUPS
+from tcptools.session import identify
 from tcptools.sockdiag import (
+    CLOSE,
     ESTABLISHED,
     FIN_WAIT1,
     FIN_WAIT2,
@@ -133,13 +135,78 @@ def test_gone_before_a_second_look(ledger, monkeypatch):
     watch.until_exact()
 
 
+class Ending(Block):
+    """What a dump says of sockets that it had found just before they ended."""
+
+    port = b"\0\0"
+
+    def readings(self):
+        for _, *rest in super().readings():
+            yield CLOSE, *rest
+
+    def id(self, number):
+        who = super().id(number)
+        return (self.port or who[:2]) + who[2:]
+
+
+class EndingBound(Ending):
+    """The same of sockets that bind(2) had given their ports."""
+
+    port = b""
+
+
+@pytest.mark.parametrize("block", [Ending, EndingBound])
+@pytest.mark.parametrize("known", [False, True])
+def test_an_end_during_a_dump_is_told_by_its_notice(ledger, monkeypatch, block, known):
+    monkeypatch.setattr(sockets, "AT_REST", 0)
+    watch = Watch(ledger)
+    one, other = ledger.pair()
+    ledger.move(one, other, 1000)
+    ledger.move(other, one, 300)
+    one.shutdown(socket.SHUT_WR)
+    assert ledger.read(other, 1) == 0
+    if known:
+        watch.drain()
+        assert watch.exact()
+    with monkeypatch.context() as patch:
+        for each in watch.source._namespaces.values():
+            patch.setattr(each._inquiry, "dump", seen_as(block, each._inquiry.dump))
+        told, missed = watch.source.drain()
+        names = [identify(identity) for _, _, identity in told]
+        ours = [who for who in names if {who.lport, who.rport} & {*ledger.keys[one]}]
+        assert (ours, missed) == ([], 0)
+    other.close()
+    one.close()
+    watch.until_exact()
+    assert watch.missed == 0
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_an_end_before_a_second_look(ledger, monkeypatch, ends):
+    monkeypatch.setattr(sockets, "AT_REST", 1e9)
+    watch = Watch(ledger)
+    one, other = ledger.pair()
+    ledger.move(one, other, 1000)
+    if ends:
+        one.shutdown(socket.SHUT_WR)
+        assert ledger.read(other, 1) == 0
+    with monkeypatch.context() as patch:
+        for each in watch.source._namespaces.values():
+            patch.setattr(each._inquiry, "again", seen_as(EndingBound, each._inquiry.again))
+        watch.drain()
+    one.close()
+    other.close()
+    watch.until_exact()
+    assert watch.missed == 0
+
+
 def tear(watch, monkeypatch):
     for each in watch.source._namespaces.values():
-        monkeypatch.setattr(each._inquiry, "dump", torn(each._inquiry.dump))
+        monkeypatch.setattr(each._inquiry, "dump", seen_as(Torn, each._inquiry.dump))
 
 
-def torn(dump):
-    return lambda family: (Torn(*block) for block in dump(family))
+def seen_as(kind, ask):
+    return lambda whom: (kind(*block) for block in ask(whom))
 
 
 def attribute(kind, data):
