@@ -69,8 +69,9 @@ static __always_inline int at_send(void *sk)
 		meet(sk);
 		position = position_of(sk);
 	}
-	/* Before the handshake is over, there is nothing to count from. */
-	if (!position || position->stage == BEGUN)
+	/* Before the handshake is over, there is nothing to count from. Nor is there where what is
+	 * left at this address is another's, see begin(). */
+	if (!position || position->stage == BEGUN || position->connection != connection_of(sk))
 		return 0;
 	fresh.made = position->made;
 	if (sender)

@@ -70,13 +70,8 @@ static __always_inline bool may_be_fin(void *tp, struct glance *now)
 /* What was moved before is not counted. */
 static __always_inline void stand(struct position *position, void *tp)
 {
-	u16 urgent = FIELD(u16, tp, OFFSET_urg_data);
-
+	start_reading(tp, position);
 	position->write_seq = FIELD(u32, tp, OFFSET_write_seq);
-	position->copied_seq = FIELD(u32, tp, OFFSET_copied_seq);
-	position->urgent_mark = FIELD(u32, tp, OFFSET_urg_seq);
-	position->urgent = urgent != 0;
-	position->urgent_taken = (urgent & TCP_URG_READ) != 0;
 }
 
 /* See struct session_key. */
@@ -93,9 +88,6 @@ static __always_inline void start(struct position *position, void *tp)
 	position->copied_seq = first_received(tp);
 	position->stage = KNOWN;
 }
-
-/* For the compiler; x86 keeps the order of stores, and of loads. */
-#define barrier() asm volatile("" : : : "memory")
 
 /* The number of the running interval. */
 static __always_inline u64 running(void)
@@ -370,7 +362,6 @@ static __always_inline struct movement movement_of(void *tp, struct position *po
 	u8 state = FIELD(u8, tp, OFFSET_skc_state);
 	u32 write_seq = last_sent(position, FIELD(u32, tp, OFFSET_write_seq));
 	u32 copied_seq = FIELD(u32, tp, OFFSET_copied_seq);
-	u32 mark = FIELD(u32, tp, OFFSET_urg_seq);
 #ifdef PROBE_CLASSIC
 	/* Who is in a call that sends adds what it has sent himself, see end_sending(). */
 	u64 sends = *(volatile u64 *)&position->sending;
@@ -390,16 +381,11 @@ static __always_inline struct movement movement_of(void *tp, struct position *po
 		if (rcv_nxt != position->last_received) {
 			moved.rx = 0;
 			position->urgent = 0;
-			position->urgent_mark = mark;
+			position->urgent_mark = FIELD(u32, tp, OFFSET_urg_seq);
 		}
 		position->last_received = rcv_nxt;
 	}
-	if (mark != position->urgent_mark) { /* should it have been missed */
-		position->urgent_mark = mark;
-		position->urgent = 1;
-	}
-	if (position->urgent)
-		moved.rx += urgent_bytes(tp, position, mark, copied_seq);
+	moved.rx += urgent_bytes(tp, position, copied_seq);
 	if (!sending)
 		position->write_seq = write_seq;
 	position->copied_seq = copied_seq;
@@ -446,8 +432,10 @@ static __always_inline void meet(void *tp)
 	if (!session_matches(tp))
 		return;
 	position.made = moment();
-	/* As far as can be told without the lock: so that the end of a handshake knows it. */
 	position.connection = connection_of(tp);
+	barrier();
+	if (position.connection != connection_of(tp)) /* an ACK came between, without the lock */
+		position.connection = connection_of(tp);
 	stand(&position, tp);
 	if (state == TCP_CLOSE)
 		note_close(tp, &position);
@@ -565,7 +553,7 @@ static __always_inline void begin(void *tp, struct position *position, struct po
 	if (position && (position->stage == BEGUN || position->connection == connection_of(tp)))
 		return;
 	fresh->made = moment();
-	fresh->urgent_mark = FIELD(u32, tp, OFFSET_urg_seq); /* an earlier connection's */
+	start_reading(tp, fresh);
 	if (position) {
 		settle(position);
 		end_special(tp, position);

@@ -48,19 +48,6 @@ static __always_inline bool is_wanted(void *tp, struct position *position)
 	return (position->owner.pid ? position->wanted : nobody_matches()) && session_matches(tp);
 }
 
-/* What copied_seq does not tell of urgent bytes, up to now; the caller has the socket's lock. */
-static __always_inline void look_at_urgent(void *tp, struct position *position, u32 copied_seq)
-{
-	u32 mark = FIELD(u32, tp, OFFSET_urg_seq);
-
-	if (mark != position->urgent_mark) { /* should it have been missed */
-		position->urgent_mark = mark;
-		position->urgent = 1;
-	}
-	if (position->urgent)
-		position->urgent_bytes += urgent_bytes(tp, position, mark, copied_seq);
-}
-
 /* The bytes that were read of all that a connection has received. */
 static __always_inline u64 rx_total(struct tcp_counters *at)
 {
@@ -108,13 +95,13 @@ static __always_inline bool look(void *tp, struct position *position, struct tot
 		count(EVENTS_MISSED);
 		position->rx_bytes = now->rx;
 		position->tx_bytes = now->tx;
-		position->copied_seq = at.copied_seq;
 		position->urgent_bytes = 0;
 		position->send_closed = 0;
+		start_reading(tp, position);
 	}
 	position->connection = connection;
 	position->stage = KNOWN;
-	look_at_urgent(tp, position, at.copied_seq);
+	position->urgent_bytes += urgent_bytes(tp, position, at.copied_seq);
 	now->rx += position->urgent_bytes;
 	if (position->send_closed)
 		now->tx = position->tx_bytes;
@@ -182,9 +169,9 @@ static __always_inline bool look_last(void *tp, struct position *position)
 /* connect() begins. */
 static __always_inline void open(void *tp)
 {
-	struct position fresh = {
-	    .stage = BEGUN, .active = 1, .urgent_mark = FIELD(u32, tp, OFFSET_urg_seq)};
+	struct position fresh = {.stage = BEGUN, .active = 1};
 
+	start_reading(tp, &fresh);
 	own(&fresh);
 	forget(tp);
 	remember(tp, &fresh);
@@ -194,10 +181,9 @@ static __always_inline void open(void *tp)
 /* The handshake is over: somebody else has connected, or this side had before the start. */
 static __always_inline struct position *establish(void *tp, u8 from)
 {
-	struct position fresh = {.stage = BEGUN,
-				 .active = from == TCP_SYN_SENT,
-				 .urgent_mark = FIELD(u32, tp, OFFSET_urg_seq)};
+	struct position fresh = {.stage = BEGUN, .active = from == TCP_SYN_SENT};
 
+	start_reading(tp, &fresh);
 	note_namespace(tp);
 	return remember(tp, &fresh);
 }
@@ -296,12 +282,10 @@ static __always_inline int at_sk_send_sigurg(void *sk)
 	copied_seq = FIELD(u32, tp, OFFSET_copied_seq);
 	if (position->stage == BEGUN)
 		position->copied_seq = first_received(tp);
-	look_at_urgent(tp, position, copied_seq);
+	position->urgent_bytes += urgent_bytes(tp, position, copied_seq);
 	if (skips_old_mark(tp, copied_seq))
 		position->urgent_bytes--;
-	position->urgent = 1;
-	position->urgent_taken = 0;
-	position->urgent_in_line = !!(FIELD(u64, tp, OFFSET_skc_flags) & SOCK_URGINLINE);
+	expect_urgent(tp, position);
 	return 0;
 }
 
@@ -365,18 +349,11 @@ TRACEPOINT(again, inet_sock_set_state,
 static __always_inline struct position *meet(void *tp)
 {
 	u8 state = FIELD(u8, tp, OFFSET_skc_state);
-	u16 urgent = FIELD(u16, tp, OFFSET_urg_data);
+	struct position noted = {.stage = NOTED};
 	struct position *position;
-	struct position noted = {
-	    .stage = NOTED,
-	    .write_seq = FIELD(u32, tp, OFFSET_write_seq),
-	    .copied_seq = FIELD(u32, tp, OFFSET_copied_seq),
-	    .urgent_mark = FIELD(u32, tp, OFFSET_urg_seq),
-	    .urgent = urgent != 0,
-	    .urgent_taken = (urgent & TCP_URG_READ) != 0,
-	    .urgent_in_line = !!(FIELD(u64, tp, OFFSET_skc_flags) & SOCK_URGINLINE),
-	};
 
+	start_reading(tp, &noted);
+	noted.write_seq = FIELD(u32, tp, OFFSET_write_seq);
 	if (!is_tcp(tp) || 1 << state & (TCPF_SYN_SENT | 1 << TCP_SYN_RECV | TCPF_LISTEN))
 		return 0;
 	if (!FIELD(u16, tp, OFFSET_skc_dport)) /* it has no peer */

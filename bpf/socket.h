@@ -17,6 +17,9 @@
 #define TCP(sk) ((void *)(sk))
 #endif
 
+/* For the compiler; x86 keeps the order of stores, and of loads. */
+#define barrier() asm volatile("" : : : "memory")
+
 static __always_inline bool is_tcp(void *tp)
 {
 	return FIELD(u16, tp, OFFSET_sk_protocol) == IPPROTO_TCP &&
@@ -134,35 +137,73 @@ static __always_inline bool fin_read(u64 flags, u32 copied_seq, u32 rcv_nxt)
  * The urgent byte has a sequence number in the stream, but recv() jumps over it
  * unless SO_OOBINLINE is set, and recv(MSG_OOB) takes it without moving
  * copied_seq (tcp_recv_urg() and tcp_recvmsg_locked(), net/ipv4/tcp.c).
- * Returns what is to be added to the movement of copied_seq.
  */
-static __always_inline int urgent_bytes(void *tp, struct position *position, u32 mark,
-					u32 copied_seq)
+static __always_inline bool reads_in_line(void *tp)
 {
-	bool in_line = FIELD(u64, tp, OFFSET_skc_flags) & SOCK_URGINLINE, was_in_line = in_line;
+	return FIELD(u64, tp, OFFSET_skc_flags) & SOCK_URGINLINE;
+}
+
+/* An urgent byte is coming, or has come unseen. */
+static __always_inline void expect_urgent(void *tp, struct position *position)
+{
+	position->urgent = 1;
+	position->urgent_taken = 0;
+	position->urgent_in_line = reads_in_line(tp);
+}
+
+/*
+ * What is received is counted from here. A new connection has the mark of its socket's last one.
+ * Perhaps without the lock: tcp_check_urg() sets urg_data before the mark, and reading clears it
+ * after it has moved copied_seq.
+ */
+static __always_inline void start_reading(void *tp, struct position *position)
+{
+	u16 data;
+
+	position->urgent_mark = FIELD(u32, tp, OFFSET_urg_seq);
+	barrier();
+	data = FIELD(u16, tp, OFFSET_urg_data);
+	barrier();
+	position->copied_seq = FIELD(u32, tp, OFFSET_copied_seq);
+	position->urgent = data && (s32)(position->urgent_mark - position->copied_seq) >= 0;
+	position->urgent_taken = (data & TCP_URG_READ) != 0;
+	position->urgent_in_line = reads_in_line(tp);
+}
+
+/*
+ * What is to be added to the movement of copied_seq since the last look; the caller has the
+ * socket's lock.
+ */
+static __always_inline int urgent_bytes(void *tp, struct position *position, u32 copied_seq)
+{
+	u32 mark = FIELD(u32, tp, OFFSET_urg_seq);
+	bool in_line, changed, unseen = false;
 	int bytes = 0;
 
-#ifdef PROBE_ITER /* it may have been read before the option was changed */
-	was_in_line = position->urgent_in_line;
-	position->urgent_in_line = in_line;
-#endif
-	if (in_line && was_in_line)
+	if (mark != position->urgent_mark) { /* should it have been missed */
+		position->urgent_mark = mark;
+		expect_urgent(tp, position);
+	}
+	if (!position->urgent)
 		return 0;
+	in_line = reads_in_line(tp);
+	changed = in_line != position->urgent_in_line;
+	position->urgent_in_line = in_line;
 	if (!position->urgent_taken && FIELD(u16, tp, OFFSET_urg_data) & TCP_URG_READ) {
 		position->urgent_taken = 1;
 		bytes++;
 	}
 	if (mark - position->copied_seq < copied_seq - position->copied_seq) {
-		bool unknown = in_line != was_in_line;
-
-#ifdef URGENT_UNSEEN /* nobody knows whether it was read before it was passed */
-		unknown |= !position->urgent_taken;
+#ifdef URGENT_UNSEEN /* nobody knows whether it was read before it was jumped over */
+		unseen = !in_line && !position->urgent_taken;
 #endif
-		if (unknown)
+		/* It may have been passed before the option was changed, or after. */
+		if (changed || unseen)
 			count(EVENTS_MISSED);
+		if (changed || !in_line)
+			bytes--;
 		position->urgent = 0;
 		position->urgent_taken = 0;
-		bytes--;
 	}
 	return bytes;
 }
@@ -171,8 +212,7 @@ static __always_inline int urgent_bytes(void *tp, struct position *position, u32
 static __always_inline bool skips_old_mark(void *tp, u32 copied_seq)
 {
 	return FIELD(u16, tp, OFFSET_urg_data) && FIELD(u32, tp, OFFSET_urg_seq) == copied_seq &&
-	       copied_seq != FIELD(u32, tp, OFFSET_rcv_nxt) &&
-	       !(FIELD(u64, tp, OFFSET_skc_flags) & SOCK_URGINLINE);
+	       copied_seq != FIELD(u32, tp, OFFSET_rcv_nxt) && !reads_in_line(tp);
 }
 
 /* Whether anything was sent on a connection, or received. */

@@ -131,8 +131,7 @@ static __always_inline int at_sk_send_sigurg(void *sk)
 		position->copied_seq--;
 	if (skips_old_mark(tp, copied_seq))
 		position->copied_seq++;
-	position->urgent = 1;
-	position->urgent_taken = 0;
+	expect_urgent(tp, position);
 	look_closer(position);
 	special = position->special ? special_of(tp, position) : 0;
 	if (special)
@@ -210,7 +209,7 @@ static __always_inline int at_inet_sock_set_state(void *sk, u8 from, u8 to)
 		if (position)
 			forget(tp);
 		fresh.made = moment();
-		fresh.urgent_mark = FIELD(u32, tp, OFFSET_urg_seq); /* see begin() */
+		start_reading(tp, &fresh);
 		remember(tp, &fresh);
 	}
 	return 0;

@@ -75,7 +75,7 @@ struct position {
 	u8 special; /* counted through `specials` */
 	u8 urgent; /* urgent data has come since the urgent mark was last passed */
 	u8 urgent_taken; /* and its byte was read with MSG_OOB */
-	u8 unused;
+	u8 urgent_in_line; /* SO_OOBINLINE was set at the last look */
 };
 
 /*
