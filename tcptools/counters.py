@@ -33,11 +33,15 @@ def sent_by(reading: Reading, state: int, over: bool = False) -> int:
     tcpi_bytes_sent has no FIN, but tcpi_notsent_bytes has it (write_seq - snd_nxt in
     tcp_get_info(), net/ipv4/tcp.c). What is dropped on this host is sent again without being
     retransmitted, so it is counted twice; then what is acknowledged and waits for that is the
-    truth, to the SYN of the one who connected, and the FIN.
+    truth, to the SYN of the one who connected, and the FIN. What could not be sent again for want
+    of memory is counted as if it had been (__tcp_retransmit_skb()): no less than what was
+    acknowledged was sent.
     """
     _, _, queues, progress, unsent, sending = reading
     sent, again = PAIR.unpack(sending)
-    total: int = sent - again + unsent - (unsent > 0 and state in WE_DONE)
-    most: int = PAIR.unpack(progress)[0] + QUEUES.unpack(queues)[1]
-    most -= state in WE_DONE or state == FIN_WAIT2
+    acknowledged = PAIR.unpack(progress)[0]
+    fin = state in WE_DONE or state == FIN_WAIT2
+    most: int = acknowledged + QUEUES.unpack(queues)[1] - fin
+    least: int = acknowledged - 1 - (over or state == FIN_WAIT2)
+    total: int = max(least, sent - again + unsent - (unsent > 0 and fin))
     return total if total <= most else most - 1 - over

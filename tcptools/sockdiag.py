@@ -19,11 +19,14 @@ NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY = 4, 20
 NLM_F_REQUEST, NLM_F_DUMP = 1, 0x300
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 # enum of include/net/tcp_states.h.
-ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE, CLOSE_WAIT, LAST_ACK, CLOSING = 1, 4, 5, 7, 8, 9, 11
+ESTABLISHED, SYN_SENT, SYN_RECV, FIN_WAIT1, FIN_WAIT2 = 1, 2, 3, 4, 5
+CLOSE, CLOSE_WAIT, LAST_ACK, CLOSING = 7, 8, 9, 11
 # Where a session has a beginning, and its socket all of its counters.
 STATES = sum(
     1 << state for state in (ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING)
 )
+# Where it has none yet, but has moved bytes, perhaps (TCP_FASTOPEN).
+BEGINNINGS = 1 << SYN_SENT | 1 << SYN_RECV
 INET_DIAG_INFO, INET_DIAG_CGROUP_ID, INET_DIAG_REQ_BYTECODE = 2, 21, 1
 BC_JMP, BC_S_EQ, BC_D_EQ = 1, 11, 12
 
@@ -33,14 +36,15 @@ REQUEST = struct.Struct("=IHHIIBBBxI48s")
 BYTECODE_HEADER = struct.Struct("=HH")
 OP = struct.Struct("=BBH")
 ATTRIBUTE = struct.Struct("=HH")
-# struct inet_diag_msg after a struct nlmsghdr: its end, family, and sockid, of which ports and
-# addresses are the first 36 bytes, then the interface and the cookie.
+# struct inet_diag_msg after a struct nlmsghdr: its end, family, state, and sockid, of which ports
+# and addresses are the first 36 bytes, then the interface and the cookie.
 MESSAGE_END = 88
-FAMILY, ID, NAMES_END, ID_END = 16, 20, 56, 68
+FAMILY, STATE, ID, NAMES_END, ID_END = 16, 17, 20, 56, 68
 # What has to be there of struct tcp_info: up to tcpi_bytes_retrans (Linux 4.19).
 INFO_SIZE = 216
 # tcpi_last_data_sent, tcpi_last_data_recv and tcpi_last_ack_recv: milliseconds ago.
 AGES = struct.Struct("=44xI4xII")
+SEGMENTS = slice(136, 144)  # tcpi_segs_out, tcpi_segs_in
 
 QUEUES, PAIR = struct.Struct("=IIII"), struct.Struct("=QQ")
 # A reading of a socket: its state and cookie, queues (QUEUES: unread and unacknowledged bytes, uid,
@@ -84,6 +88,16 @@ def layout_of(message: Union[bytes, memoryview]) -> Optional[Layout]:
     return None
 
 
+def is_blank(info: Union[bytes, memoryview]) -> bool:
+    """Whether a struct tcp_info is of a socket that never sent or received a segment.
+
+    Or of one that its owner has undone: tcp_disconnect() clears all counters, but sequence numbers
+    go on, and so does what they say of bytes that were not sent. So it is where connect() waits
+    for the first data (TCP_FASTOPEN_CONNECT).
+    """
+    return not any(info[SEGMENTS])
+
+
 class Block(NamedTuple):
     """Messages in a row that have the same length and attributes."""
 
@@ -111,6 +125,19 @@ class Block(NamedTuple):
             self.data, number * self.size + self.layout.info
         )
         return ages
+
+    def is_over(self, number: int) -> bool:
+        """Whether a connection had ended when its message was written.
+
+        Sockets are found first (inet_diag_dump_icsk(), net/ipv4/inet_diag.c), and meanwhile
+        tcp_set_state() may have taken the port away that is told (inet_num).
+        """
+        at = number * self.size
+        return (
+            self.data[at + STATE] == CLOSE
+            or not any(self.data[at + ID : at + ID + 2])
+            or is_blank(self.data[at + self.layout.info : at + self.layout.info + INFO_SIZE])
+        )
 
     def cgroup(self, number: int) -> int:
         """The id of the cgroup v2 that one's socket was made in, 0 if it is not told."""
@@ -210,23 +237,23 @@ class Inquiry:
         """Ask no more."""
         self._socket.close()
 
-    def _request(self, family: int, flags: int, number: int, who: bytes = b"") -> bytes:
+    def _request(self, family: int, flags: int, who: bytes = b"", states: int = STATES) -> bytes:
         attribute = self._attribute if flags & NLM_F_DUMP else b""
         header = (REQUEST.size + len(attribute), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | flags)
-        what = (family, socket.IPPROTO_TCP, 1 << INET_DIAG_INFO - 1, STATES, who)
-        return REQUEST.pack(*header, number, 0, *what) + attribute
+        what = (family, socket.IPPROTO_TCP, 1 << INET_DIAG_INFO - 1, states, who)
+        return REQUEST.pack(*header, 0, 0, *what) + attribute
 
     def _receive(self) -> memoryview:
         """What the kernel says next."""
         return self._buffer[: self._socket.recv_into(self._buffer)]
 
-    def dump(self, family: int) -> Iterator[Block]:
-        """All sockets of a family; a block is valid until the next one is asked for.
+    def dump(self, family: int, states: int = STATES) -> Iterator[Block]:
+        """All sockets of a family in some states; a block is valid until the next is asked for.
 
         The kernel does not stand still meanwhile: a socket may come twice, or not at all
         (inet_diag_dump_icsk() counts in a hash's bucket where it goes on).
         """
-        self._socket.send(self._request(family, NLM_F_DUMP, 0))
+        self._socket.send(self._request(family, NLM_F_DUMP, states=states))
         self._parser.done = False
         while not self._parser.done:
             yield from self._parser.blocks(self._receive())
@@ -235,7 +262,7 @@ class Inquiry:
         """Sockets by family and id, each in a block of its own if it is still there."""
         for begin in range(0, len(wanted), BATCH):
             batch = wanted[begin : begin + BATCH]
-            self._socket.send(b"".join(self._request(family, 0, 0, who) for family, who in batch))
+            self._socket.send(b"".join(self._request(family, 0, who) for family, who in batch))
             for _ in batch:
                 try:
                     yield from self._parser.blocks(self._receive())

@@ -3,6 +3,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from operator import le
 from typing import NamedTuple, Optional
 
 from tcptools.counters import WE_DONE, received_by, sent_by
@@ -11,7 +12,7 @@ from tcptools.owners import Owner
 from tcptools.privileges import CAP_NET_ADMIN, without
 from tcptools.sockdiag import (
     AGES,
-    CLOSE,
+    BEGINNINGS,
     ESTABLISHED,
     FAMILY,
     FIN_WAIT1,
@@ -19,15 +20,18 @@ from tcptools.sockdiag import (
     NAMES_END,
     PAIR,
     QUEUES,
+    STATES,
     Block,
     Inquiry,
     Parser,
     Reading,
+    is_blank,
 )
 from tcptools.tasks import NOBODY, UNKNOWN
 
 NAMES = NAMES_END - ID
-# Milliseconds: a socket that was at rest for so long did not change while it was looked at.
+# Milliseconds: a socket that was at rest for so long, and while it was waited for the answer, did
+# not change while it was looked at.
 AT_REST = 50
 # Seconds for which a socket that is not found any more is kept, to hear of its end; and where
 # there is no room.
@@ -100,7 +104,7 @@ class Sockets:
         self._known: dict[int, Tcp] = {}  # by cookie
         self._gone: dict[int, float] = {}  # when those that are not found were missed first
         self._turn, self._full, self._excess = 0, False, 0
-        self._now = 0.0
+        self._now = self._rest = 0.0
         self._movements: list[Movement] = []
         self._doubtful: list[tuple[Tcp, Reading, bytes]] = []
         self.ends: list[End] = []
@@ -141,8 +145,10 @@ class Sockets:
         self._turn += 1
         self._excess, self._now = 0, time.monotonic()
         known, turn = self._known.get, self._turn
+        states = STATES | BEGINNINGS if self._starting else STATES
         for family in self._families:
-            for block in self._inquiry.dump(family):
+            for block in self._inquiry.dump(family, states):
+                self._rest = AT_REST + 1000 * (time.monotonic() - self._now)
                 for number, reading in enumerate(block.readings()):
                     tcp = known(reading[1])
                     if tcp is not None and tcp.reading == reading:
@@ -160,15 +166,13 @@ class Sockets:
 
     def _changed(self, tcp: Optional[Tcp], reading: Reading, block: Block, number: int) -> None:
         """Take in a reading that is not the one before."""
+        if block.is_over(number):
+            return  # a notice will tell of it
         state, cookie, queues, progress, unsent, _ = reading
-        unread, _, uid, inode = QUEUES.unpack(queues)
+        unread, waiting, uid, inode = QUEUES.unpack(queues)
         acknowledged, received = PAIR.unpack(progress)
         who, family = block.id(number), block.family(number)
         names = who[:NAMES]
-        if state == CLOSE or names[:2] == b"\0\0":
-            # It ended after the dump had found it, and tcp_set_state() took its port away, perhaps
-            # (idiag_sport is inet_num, net/ipv4/inet_diag.c); a notice will tell of it.
-            return
         if tcp is None or tcp.is_over(family, names, acknowledged, received):
             if names[2:4] == b"\0\0" or not self._passes(names):
                 return
@@ -191,20 +195,23 @@ class Sockets:
         if inode and inode != tcp.inode:
             tcp.inode, tcp.uid, tcp.cgroup, tcp.owner = inode, uid, block.cgroup(number), None
             self.unowned.append(tcp)
-        # The state and what is unread are read before the socket is locked and all else is
+        # The state and the queues are read before the socket is locked and all else is
         # (inet_sk_diag_fill(), net/ipv4/inet_diag.c); what came or went meanwhile is in the latter.
-        if (received != tcp.received and min(block.ages(number)[1:]) < AT_REST) or (
-            unsent and state not in WE_DONE
+        if (
+            (received != tcp.received and min(block.ages(number)[1:]) < self._rest)
+            or (waiting and block.ages(number)[2] < self._rest)
+            or (unsent and state not in WE_DONE)
         ):
             self._doubtful.append((tcp, reading, who))
         else:
-            self._settle(tcp, reading, state, unread, received)
+            self._settle(tcp, reading)
 
-    def _settle(self, tcp: Tcp, reading: Reading, state: int, unread: int, received: int) -> None:
+    def _settle(self, tcp: Tcp, reading: Reading) -> None:
         """Count what a reading says; it may have to be less than what it said before."""
         tcp.reading = reading
         tcp.acknowledged, tcp.received = PAIR.unpack(reading[3])
-        self._credit(tcp, received_by(state, unread, received), sent_by(reading, state))
+        state, unread = reading[0], QUEUES.unpack(reading[2])[0]
+        self._credit(tcp, received_by(state, unread, tcp.received), sent_by(reading, state))
 
     def _credit(self, tcp: Tcp, rx: int, tx: int) -> None:
         """Report what is more than has been reported."""
@@ -217,28 +224,22 @@ class Sockets:
     def _look_again(self) -> None:
         """Have a second look at sockets that may have moved during the first.
 
-        What was received by the first less what is unread in the second has certainly been read.
+        What was received by the first less what is unread in the second has certainly been read,
+        and what was acknowledged by the first and waits for that in the second was sent.
         """
         found: dict[int, Reading] = {}
         asked = [(tcp.family, who) for tcp, _, who in self._doubtful]
         for block in self._inquiry.again(asked):
-            for reading in block.readings():
-                if reading[0] != CLOSE:
+            for number, reading in enumerate(block.readings()):
+                if not block.is_over(number):
                     found[reading[1]] = reading
         for tcp, first, _ in self._doubtful:
             second = found.get(first[1])
-            if second:
-                received = PAIR.unpack(first[3])[1]
-                self._settle(tcp, first, second[0], QUEUES.unpack(second[2])[0], received)
-                if second == first:
-                    continue
-            else:
-                # Its end will be told.
-                unread = QUEUES.unpack(first[2])[0]
-                self._credit(
-                    tcp, received_by(first[0], unread, tcp.received), sent_by(first, first[0]) - 1
-                )
-            tcp.reading = None  # the next one is taken in, whatever it is
+            # Else its end will be told, or it has another connection.
+            if second and all(map(le, PAIR.unpack(first[3]), PAIR.unpack(second[3]))):
+                self._settle(tcp, (second[0], first[1], second[2], *first[3:]))
+            if second != first:
+                tcp.reading = None  # the next one is taken in, whatever it is
         self._doubtful = []
 
     def _ended(self, notice: Notice) -> None:
@@ -252,7 +253,7 @@ class Sockets:
         tcp = self._known.pop(cookie, None)
         if self._starting:
             return
-        if names[2:4] == b"\0\0":
+        if names[2:4] == b"\0\0" or is_blank(notice.data[layout.info :]):
             # Never connected; or undone by its owner, which leaves no counters (tcp_disconnect()).
             self.missed += tcp is not None
             return

@@ -131,6 +131,7 @@ class SocketIterator:
         own, taken = os.stat(path).st_ino, 0
         known = {own: os.open(path, os.O_RDONLY)}
         while os.read(requests, 1):
+            new: set[int] = set()
             if (made := counters[NAMESPACES_MADE]) != taken:
                 blocks = syscalls.take(self._namespaces, 4, 4)
                 new = {inode for block in blocks for (inode,) in INODE.iter_unpack(block)}
@@ -142,8 +143,9 @@ class SocketIterator:
                 seen = counters[SOCKETS_SEEN]
                 with listening():
                     syscalls.iterate(self._iterator)
-                # It is in the map again when a session begins there.
-                if counters[SOCKETS_SEEN] == seen and inode != own:
+                # It is in the map again when a session begins there; and it may have been put
+                # there before its socket was hashed.
+                if counters[SOCKETS_SEEN] == seen and inode != own and inode not in new:
                     os.close(known.pop(inode))
             os.write(answers, DONE)
 

@@ -23,6 +23,7 @@ pytest tests/guest/test_kinds.py || status=$?
 # What a socket's owner can do to its numbers, with the other kinds as well.
 TCPTOP_KINDS=classic,iter pytest tests/guest/test_corners.py \
     -k "reset or fast_open or undone or both or urgent or mark_of" || status=$?
+TCPTOP_KINDS=diag pytest tests/guest/test_corners.py -k fast_open_that_waits || status=$?
 
 # A kernel that may preempt a probe skips others meanwhile. Linux 5.12 and later can switch.
 preempt=/sys/kernel/debug/sched/preempt

@@ -273,7 +273,7 @@ def test_what_a_dump_passes_by_is_found_by_the_next(ledger, monkeypatch):
     watch.drain()
     with monkeypatch.context() as patch:
         for each in watch.source._namespaces.values():
-            patch.setattr(each._inquiry, "dump", lambda family: iter(()))
+            patch.setattr(each._inquiry, "dump", lambda *what: iter(()))
         ledger.move(one, other, 5)
         assert watch.drain() == {}
     watch.until_exact()

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Socket diagnosis: what one reading of a socket says, also if that moved meanwhile."""
 
+import ctypes
 import itertools
 import os
 import socket
 import struct
+import time
 
 import pytest
-from diagnosed import Ledger, Watch
+from diagnosed import Ledger, Watch, listener
 
 from tcptools import sockets
 from tcptools.counters import sent_by
@@ -18,12 +20,14 @@ from tcptools.sockdiag import (
     ESTABLISHED,
     FIN_WAIT1,
     FIN_WAIT2,
+    ID,
     INET_DIAG_CGROUP_ID,
     INET_DIAG_INFO,
     INFO_SIZE,
     NETLINK_SOCK_DIAG,
     PAIR,
     QUEUES,
+    STATE,
     Block,
     Parser,
 )
@@ -32,6 +36,8 @@ pytestmark = pytest.mark.usefixtures("alone")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
 # include/uapi/linux/tcp.h; with a struct tcp_md5sig.
 TCP_MD5SIG = 14
+TCP_FASTOPEN_CONNECT, TCP_FASTOPEN_NO_COOKIE = 30, 34
+QUEUES_AT = 72  # of struct inet_diag_msg, after a struct nlmsghdr
 
 
 @pytest.fixture
@@ -58,6 +64,12 @@ def reading(state, acknowledged, unacknowledged, unsent, sent, again):
         (FIN_WAIT1, 100, (20, 80 + FIN, 30 + FIN, 70, 0)),
         (FIN_WAIT1, 100, (20 + SYN, 80 + FIN, 0, 100, 0)),
         (FIN_WAIT2, 100, (100 + SYN + FIN, 0, 0, 100, 0)),
+        # Since then, all of it was acknowledged, and the state is of now.
+        (FIN_WAIT2, 100, (SYN, 100 + FIN, 100 + FIN, 0, 0)),
+        # There was no memory to send some of it again.
+        (ESTABLISHED, 100, (100 + SYN, 0, 0, 100, 40)),
+        (FIN_WAIT2, 100, (100 + SYN + FIN, 0, 0, 100, 40)),
+        (ESTABLISHED, 99, (100, 0, 0, 100, 40)),
         # Dropped on this host, it was counted when it was sent again, but not as that. Who
         # accepted is taken for one who connected.
         (ESTABLISHED, 100, (20 + SYN, 80, 0, 100 + 80, 0)),
@@ -135,30 +147,40 @@ def test_gone_before_a_second_look(ledger, monkeypatch):
     watch.until_exact()
 
 
-class Ending(Block):
-    """What a dump says of sockets that it had found just before they ended."""
+def replaced(fields):
+    """Blocks in which other bytes are at these offsets of each message, or of its tcp_info."""
 
-    port = b"\0\0"
+    def kind(data, size, layout):
+        data = bytearray(data)
+        for at in range(0, len(data), size):
+            for (base, offset), new in fields.items():
+                begin = at + offset + (layout.info if base == "info" else 0)
+                data[begin : begin + len(new)] = new
+        return Block(memoryview(data), size, layout)
 
-    def readings(self):
-        for _, *rest in super().readings():
-            yield CLOSE, *rest
-
-    def id(self, number):
-        who = super().id(number)
-        return (self.port or who[:2]) + who[2:]
-
-
-class EndingBound(Ending):
-    """The same of sockets that bind(2) had given their ports."""
-
-    port = b""
+    return kind
 
 
-@pytest.mark.parametrize("block", [Ending, EndingBound])
+CLOSED = {("", STATE): bytes([CLOSE])}
+# tcp_disconnect() clears counters, and moves write_seq by the greatest window and two.
+UNDONE = {
+    ("info", 120): bytes(24),
+    ("info", 144): struct.pack("=I", 65537),
+    ("info", 200): bytes(16),
+}
+ENDINGS = {
+    "closed": {**CLOSED, ("", ID): b"\0\0"},
+    "closed, bound": CLOSED,
+    "port taken": {("", ID): b"\0\0"},
+    "undone": UNDONE,
+}
+
+
+@pytest.mark.parametrize("fields", ENDINGS.values(), ids=ENDINGS)
 @pytest.mark.parametrize("known", [False, True])
-def test_an_end_during_a_dump_is_told_by_its_notice(ledger, monkeypatch, block, known):
-    monkeypatch.setattr(sockets, "AT_REST", 0)
+def test_an_end_during_a_dump_is_told_by_its_notice(ledger, monkeypatch, fields, known):
+    """What was found just before it ended is not what the message says of it."""
+    monkeypatch.setattr(sockets, "AT_REST", -1e9)
     watch = Watch(ledger)
     one, other = ledger.pair()
     ledger.move(one, other, 1000)
@@ -170,7 +192,7 @@ def test_an_end_during_a_dump_is_told_by_its_notice(ledger, monkeypatch, block, 
         assert watch.exact()
     with monkeypatch.context() as patch:
         for each in watch.source._namespaces.values():
-            patch.setattr(each._inquiry, "dump", seen_as(block, each._inquiry.dump))
+            patch.setattr(each._inquiry, "dump", seen_as(replaced(fields), each._inquiry.dump))
         told, missed = watch.source.drain()
         names = [identify(identity) for _, _, identity in told]
         ours = [who for who in names if {who.lport, who.rport} & {*ledger.keys[one]}]
@@ -181,23 +203,67 @@ def test_an_end_during_a_dump_is_told_by_its_notice(ledger, monkeypatch, block, 
     assert watch.missed == 0
 
 
+@pytest.mark.parametrize("fields", [CLOSED, UNDONE], ids=["closed", "undone"])
 @pytest.mark.parametrize("ends", [False, True])
-def test_an_end_before_a_second_look(ledger, monkeypatch, ends):
+def test_an_end_before_a_second_look(ledger, monkeypatch, ends, fields):
+    """Unread bytes that are not there any more were not read."""
     monkeypatch.setattr(sockets, "AT_REST", 1e9)
     watch = Watch(ledger)
     one, other = ledger.pair()
-    ledger.move(one, other, 1000)
+    ledger.send(one, 1000)
     if ends:
         one.shutdown(socket.SHUT_WR)
-        assert ledger.read(other, 1) == 0
+    gone = {**fields, ("", QUEUES_AT): bytes(8)}
     with monkeypatch.context() as patch:
         for each in watch.source._namespaces.values():
-            patch.setattr(each._inquiry, "again", seen_as(EndingBound, each._inquiry.again))
+            patch.setattr(each._inquiry, "again", seen_as(replaced(gone), each._inquiry.again))
         watch.drain()
+    assert watch.sums[ledger.keys[other]] == [0, 0]
+    ledger.read(other, 1000)
     one.close()
     other.close()
     watch.until_exact()
     assert watch.missed == 0
+
+
+def test_what_waits_for_its_acknowledgement_is_not_counted_twice(ledger, monkeypatch):
+    """It was acknowledged between the two, and the kernel has dropped some on this host."""
+    monkeypatch.setattr(sockets, "AT_REST", 1e9)
+    watch = Watch(ledger)
+    one, other = ledger.pair()
+    ledger.send(one, 1000)
+    time.sleep(0.2)
+    torn = replaced(
+        {
+            ("", QUEUES_AT): struct.pack("=II", 0, 900),
+            ("info", 200): struct.pack("=Q", 1000 + 500),
+        }
+    )
+    with monkeypatch.context() as patch:
+        for each in watch.source._namespaces.values():
+            patch.setattr(each._inquiry, "dump", seen_as(torn, each._inquiry.dump))
+        watch.drain()  # which sees that no sum is too large
+    watch.until_exact()
+    assert other.recv(1000)
+
+
+def test_nothing_was_sent_where_connect_waits_for_data(ledger):
+    """write_seq is a random number then, of which nothing was sent or acknowledged."""
+    watch = Watch(ledger)
+    one, other = ledger.pair()
+    ledger.move(one, other, 100)
+    watch.until_exact()
+    assert not ctypes.CDLL(None).connect(one.fileno(), bytes(16), 16)  # AF_UNSPEC
+    other.close()
+    for option in (TCP_FASTOPEN_CONNECT, TCP_FASTOPEN_NO_COOKIE):
+        one.setsockopt(socket.IPPROTO_TCP, option, 1)
+    with listener() as server:
+        one.connect(server.getsockname())
+        ports = one.getsockname()[1], server.getsockname()[1]
+        one.close()
+    ledger.truth[ports]  # which is that nothing was moved
+    watch.until(lambda: watch.missed)  # its first connection was undone
+    assert watch.exact()
 
 
 def tear(watch, monkeypatch):
@@ -206,7 +272,7 @@ def tear(watch, monkeypatch):
 
 
 def seen_as(kind, ask):
-    return lambda whom: (kind(*block) for block in ask(whom))
+    return lambda *what: (kind(*block) for block in ask(*what))
 
 
 def attribute(kind, data):
