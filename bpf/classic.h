@@ -69,9 +69,11 @@ static __always_inline int at_send(void *sk)
 		meet(sk);
 		position = position_of(sk);
 	}
-	/* Before the handshake is over, there is nothing to count from. Nor is there where what is
-	 * left at this address is another's, see begin(). */
-	if (!position || position->stage == BEGUN || position->connection != connection_of(sk))
+	/* Before the handshake is over, there is nothing to count from. A Fast Open may send
+	 * already where what is left at its address is another's, see begin(). */
+	if (!position || position->stage == BEGUN ||
+	    (FIELD(u8, sk, OFFSET_skc_state) == TCP_SYN_RECV &&
+	     position->connection != connection_of(sk)))
 		return 0;
 	fresh.made = position->made;
 	if (sender)
@@ -110,6 +112,41 @@ static __always_inline int at_sent(int sent)
 	return 0;
 }
 
+/*
+ * Others are about to move bytes of this socket, whose lock the current task has, or a softirq its
+ * spin lock: from now on its totals are read, as none of the functions above is called.
+ */
+static __always_inline int at_helper(void *tp)
+{
+	struct position *position = position_of(tp);
+	u32 pid = bpf_get_current_pid_tgid() >> 32;
+	u64 interval = running();
+	struct special *special;
+	struct movement moved;
+
+	if (!position || position->special || position->stage == BEGUN || !is_current(tp, position))
+		return 0;
+	if (position->sending) {
+		position->stage = NOTED; /* for a closer look the next time */
+		return 0;
+	}
+	if (is_owned(tp)) {
+		look(tp, position, pid, interval, position->shares);
+	} else {
+		moved = movement_of(tp, position);
+		if (moved.rx | moved.tx)
+			count(EVENTS_MISSED);
+	}
+#ifdef HAVE_BTF
+	if (!position->special)
+		make_special(tp, position);
+#endif
+	special = position->special && is_owned(tp) ? special_of(tp, position) : 0;
+	if (special)
+		note_user(special, pid, interval);
+	return 0;
+}
+
 /* Somebody who has the socket's lock has read from it. */
 static __always_inline int at_tcp_cleanup_rbuf(void *tp)
 {
@@ -123,6 +160,8 @@ static __always_inline int at_tcp_cleanup_rbuf(void *tp)
 		meet(tp);
 		return 0;
 	}
+	if (!is_owned(tp)) /* a parser of messages, in a softirq */
+		return at_helper(tp);
 	now = glance_at(tp);
 	/* The common case: neither a FIN nor anything else that calls for a closer look. */
 	if (position->stage == KNOWN && !position->urgent && !position->special &&
@@ -161,39 +200,6 @@ static __always_inline int at_tcp_disconnect(void *tp)
 		count(EVENTS_MISSED);
 	if (position && position->special)
 		sum_up(tp, position, true, false);
-	return 0;
-}
-
-/*
- * Others are about to move bytes of this socket, whose lock the current task has, or a softirq its
- * spin lock: from now on its totals are read, as none of the functions above is called.
- */
-static __always_inline int at_helper(void *tp)
-{
-	struct position *position = position_of(tp);
-	u32 pid = bpf_get_current_pid_tgid() >> 32;
-	u64 interval = running();
-	struct special *special;
-	struct movement moved;
-
-	if (!position || position->special || position->stage == BEGUN || !is_current(tp, position))
-		return 0;
-	if (position->sending) {
-		position->stage = NOTED; /* for a closer look the next time */
-		return 0;
-	}
-	if (is_owned(tp)) {
-		look(tp, position, pid, interval, position->shares);
-	} else {
-		moved = movement_of(tp, position);
-		if (moved.rx | moved.tx)
-			count(EVENTS_MISSED);
-	}
-	if (!position->special)
-		make_special(tp, position);
-	special = position->special && is_owned(tp) ? special_of(tp, position) : 0;
-	if (special)
-		note_user(special, pid, interval);
 	return 0;
 }
 

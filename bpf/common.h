@@ -283,6 +283,12 @@ static __always_inline u32 connection_of(void *tp)
 	return FIELD(u32, tp, OFFSET_snd_una) - (u32)FIELD(u64, tp, OFFSET_bytes_acked);
 }
 
+/* Whether the current task owns the socket's lock; a softirq only holds the lock's spin lock. */
+static __always_inline bool is_owned(void *tp)
+{
+	return FIELD(int, tp, OFFSET_owned);
+}
+
 /* Whose session a socket is. */
 static __always_inline void name_session(struct identity *identity, void *tp)
 {

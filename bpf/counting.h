@@ -335,6 +335,7 @@ static __always_inline void close_sending(void *tp, struct position *position)
 	if (!position->send_closed)
 		position->last_sent = FIELD(u32, tp, OFFSET_write_seq);
 	position->send_closed = 1;
+	look_closer(position);
 }
 
 /*
@@ -348,7 +349,6 @@ static __always_inline void note_close(void *tp, struct position *position)
 	if (!position->closed)
 		position->last_received = FIELD(u32, tp, OFFSET_rcv_nxt);
 	position->closed = 1;
-	look_closer(position);
 }
 
 /* Bytes that were moved since the last look. */

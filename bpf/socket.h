@@ -229,12 +229,6 @@ static __always_inline bool was_overlooked(void *tp)
 	return setting(PHASE) == COUNTING && is_tcp(tp) && session_matches(tp) && has_moved(tp);
 }
 
-/* Whether the current task owns the socket's lock; a softirq only holds the lock's spin lock. */
-static __always_inline bool is_owned(void *tp)
-{
-	return FIELD(int, tp, OFFSET_owned);
-}
-
 #ifdef HAVE_BTF
 /*
  * Iterators; their arguments are those of struct bpf_iter__tcp and so on. They run in the

@@ -174,8 +174,8 @@ static __always_inline bool changes(u64 socket, u8 from, u8 to)
 		missed = begin(socket, true);
 	else if (to == TCP_SYN_RECV && from != TCP_SYN_SENT)
 		missed = begin(socket, false);
-	else if (to == TCP_FIN_WAIT1 || to == TCP_LAST_ACK)
-		claim(socket);
+	else if ((to == TCP_FIN_WAIT1 || to == TCP_LAST_ACK) && is_owned((void *)socket))
+		claim(socket); /* else a shutdown() of before is done at the end of the handshake */
 	else if (to == TCP_CLOSE && session_matches((void *)socket))
 		end(socket, from);
 	if (to == TCP_ESTABLISHED || from == TCP_SYN_RECV) /* it may be closed before */

@@ -148,7 +148,7 @@ static __always_inline int at_inet_sock_set_state(void *sk, u8 from, u8 to)
 	void *tp = TCP(sk);
 	struct position fresh = {.stage = BEGUN, .active = 1};
 	struct position *position;
-	bool begins = to == TCP_SYN_SENT, owned;
+	bool begins = to == TCP_SYN_SENT, closes, owned;
 
 	if (!tp || !is_tcp(tp) || setting(PHASE) == PROVING)
 		return 0;
@@ -186,7 +186,9 @@ static __always_inline int at_inet_sock_set_state(void *sk, u8 from, u8 to)
 		meet(tp); /* to have it missed if it has moved anything */
 		position = position_of(tp);
 	}
-	if (position && (begins || owned || to == TCP_CLOSE)) {
+	/* In a softirq where shutdown() has waited for the end of the handshake, since May 2024. */
+	closes = fin_queued(to) && (owned || !fin_queued(from));
+	if (position && (begins || closes || owned || to == TCP_CLOSE)) {
 		/* Where another connection begins, tcp_disconnect() has reset the counters. */
 		if (position->special && begins)
 			end_special(tp, position);
@@ -201,7 +203,7 @@ static __always_inline int at_inet_sock_set_state(void *sk, u8 from, u8 to)
 				look_last(tp, position, true);
 			if (same && to == TCP_CLOSE)
 				note_close(tp, position);
-			else if (owned && fin_queued(to))
+			else if (same && closes)
 				close_sending(tp, position);
 		}
 	}
@@ -221,17 +223,25 @@ static __always_inline int at_inet_sock_set_state(void *sk, u8 from, u8 to)
  */
 static __always_inline int at_softirq(void *sk, u8 from, u8 to)
 {
-	void *tp = to == TCP_ESTABLISHED || to == TCP_CLOSE ? TCP(sk) : 0;
+	bool closes = fin_queued(to) && !fin_queued(from);
+	void *tp = to == TCP_ESTABLISHED || to == TCP_CLOSE || closes ? TCP(sk) : 0;
 	struct position fresh = {.stage = BEGUN, .active = from == TCP_SYN_SENT};
 	struct position *position;
 
 	if (!tp || !is_tcp(tp) || setting(PHASE) == PROVING)
 		return 0;
+	if (closes && is_owned(tp)) /* which interrupts no program */
+		return 0;
 	position = position_of(tp);
-	if (to == TCP_CLOSE && position && position->stage != BEGUN && is_current(tp, position)) {
+	if (to != TCP_ESTABLISHED) {
+		if (!position || position->stage == BEGUN || !is_current(tp, position))
+			return 0;
 		if (position->special)
 			sum_up(tp, position, true, false);
-		note_close(tp, position);
+		if (closes)
+			close_sending(tp, position);
+		else
+			note_close(tp, position);
 	} else if (to == TCP_ESTABLISHED && session_matches(tp)) {
 		begin(tp, position, &fresh);
 	}

@@ -246,6 +246,16 @@ def above(tracer, ledger):
     }
 
 
+def assert_none_unsaid(tracers, ledger):
+    """Nobody has told of a byte too many, and who has told of too few has missed an event."""
+    settle(*tracers.values())
+    truth = by_ports(ledger)
+    for kind, tracer in tracers.items():
+        assert (kind, above(tracer, ledger)) == (kind, {})
+        found = by_ports(tracer.rows())
+        assert tracer.missed or {ports: found.get(ports) for ports in truth} == truth
+
+
 def forget(tracers):
     settle(*tracers.values())
     for tracer in tracers.values():
@@ -437,10 +447,7 @@ def test_an_urgent_byte_that_waits_to_be_accepted(ledger):
         accepted, _ = server.accept()
         receive(ledger, accepted, 1512)
         accepted.close()
-        settle(*tracers.values())
-        for kind, tracer in tracers.items():
-            assert (kind, above(tracer, ledger)) == (kind, {})
-            assert tracer.missed or by_ports(tracer.rows()) == by_ports(ledger)
+        assert_none_unsaid(tracers, ledger)
 
 
 def test_an_urgent_byte_that_is_read_twice(tracers, ledger):
@@ -564,10 +571,7 @@ def test_a_fast_open_that_waits_at_the_start(ledger):
         move(ledger, accepted, client, 503)
         settle(*tracers.values())
         close(client, accepted)
-        settle(*tracers.values())
-        for kind, tracer in tracers.items():
-            assert (kind, above(tracer, ledger)) == (kind, {})
-            assert tracer.missed or by_ports(tracer.rows()) == by_ports(ledger)
+        assert_none_unsaid(tracers, ledger)
 
 
 def test_a_fast_open_that_is_answered_before_its_handshake_is_over(ledger):
@@ -592,6 +596,34 @@ def test_a_fast_open_that_is_answered_before_its_handshake_is_over(ledger):
         assert_sums(tracers, ledger)
         close(client, accepted)
         assert_sums(tracers, ledger, "after close")
+
+
+@pytest.mark.parametrize("server_first", (False, True))
+@pytest.mark.parametrize("reads", (False, True))
+def test_a_fast_open_that_is_shut_down_before_its_handshake_is_over(ledger, reads, server_first):
+    """The FIN is sent when it is over, in a softirq (tcp_rcv_state_process(), since May 2024)."""
+    with contextlib.ExitStack() as until, listener() as server:
+        until.enter_context(sysctl("net.ipv4.tcp_fastopen", 0x207))
+        server.setsockopt(TCP, socket.TCP_FASTOPEN, 100)
+        tracers, client = until.enter_context(late()), socket.socket()
+        with dropped(f"ip sport {server.getsockname()[1]} 0xffff match u8 0x12 0x3f at 33"):
+            client.setblocking(False)
+            assert client.sendto(b"x" * 701, socket.MSG_FASTOPEN, server.getsockname()) == 701
+            accepted, _ = server.accept()
+            send(ledger, accepted, 503)
+            accepted.shutdown(socket.SHUT_WR)
+        assert select.select([], [client], [], PATIENCE)[1]
+        client.setblocking(True)
+        ledger.sent(client, 701)
+        receive(ledger, client, 503)
+        assert client.recv(1) == b""
+        if reads:
+            receive(ledger, accepted, 701)
+        ends = (accepted, client) if server_first else (client, accepted)
+        for end in ends:
+            end.close()
+            time.sleep(0.2)
+        assert_sums(tracers, ledger)
 
 
 def test_fast_opens_where_others_were_before(ledger):
