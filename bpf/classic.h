@@ -137,10 +137,8 @@ static __always_inline int at_helper(void *tp)
 		if (moved.rx | moved.tx)
 			count(EVENTS_MISSED);
 	}
-#ifdef HAVE_BTF
 	if (!position->special)
 		make_special(tp, position);
-#endif
 	special = position->special && is_owned(tp) ? special_of(tp, position) : 0;
 	if (special)
 		note_user(special, pid, interval);
@@ -160,8 +158,12 @@ static __always_inline int at_tcp_cleanup_rbuf(void *tp)
 		meet(tp);
 		return 0;
 	}
-	if (!is_owned(tp)) /* a parser of messages, in a softirq */
-		return at_helper(tp);
+	if (!is_owned(tp)) { /* a parser of messages in a softirq, or Multipath TCP */
+#ifdef HAVE_BTF
+		at_helper(tp);
+#endif
+		return 0;
+	}
 	now = glance_at(tp);
 	/* The common case: neither a FIN nor anything else that calls for a closer look. */
 	if (position->stage == KNOWN && !position->urgent && !position->special &&

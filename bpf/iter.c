@@ -285,7 +285,7 @@ static __always_inline int at_sk_send_sigurg(void *sk)
 	position->urgent_bytes += urgent_bytes(tp, position, copied_seq);
 	if (skips_old_mark(tp, copied_seq))
 		position->urgent_bytes--;
-	expect_urgent(tp, position);
+	expect_urgent(tp, position, COMING);
 	return 0;
 }
 

@@ -30,7 +30,7 @@ struct position {
 	u8 active; /* a SYN of this side comes before the first byte */
 	u8 send_closed; /* tx_bytes is final */
 	u8 wanted; /* by the filters for processes */
-	u8 urgent; /* urgent data has come since the urgent mark was last passed */
+	u8 urgent; /* COMING or MARKED: since the urgent mark was last passed */
 	u8 urgent_taken; /* and its byte was read with MSG_OOB */
 	u8 urgent_in_line; /* SO_OOBINLINE, when it came or at the last look */
 	/* Who opened or accepted it; no family unless its session is named. */

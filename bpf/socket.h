@@ -143,10 +143,12 @@ static __always_inline bool reads_in_line(void *tp)
 	return FIELD(u64, tp, OFFSET_skc_flags) & SOCK_URGINLINE;
 }
 
-/* An urgent byte is coming, or has come unseen. */
-static __always_inline void expect_urgent(void *tp, struct position *position)
+/* Of position.urgent: tcp_check_urg() has not set the mark, or has. */
+enum { COMING = 1, MARKED };
+
+static __always_inline void expect_urgent(void *tp, struct position *position, u8 urgent)
 {
-	position->urgent = 1;
+	position->urgent = urgent;
 	position->urgent_taken = 0;
 	position->urgent_in_line = reads_in_line(tp);
 }
@@ -165,7 +167,8 @@ static __always_inline void start_reading(void *tp, struct position *position)
 	data = FIELD(u16, tp, OFFSET_urg_data);
 	barrier();
 	position->copied_seq = FIELD(u32, tp, OFFSET_copied_seq);
-	position->urgent = data && (s32)(position->urgent_mark - position->copied_seq) >= 0;
+	position->urgent =
+	    data && (s32)(position->urgent_mark - position->copied_seq) >= 0 ? MARKED : 0;
 	position->urgent_taken = (data & TCP_URG_READ) != 0;
 	position->urgent_in_line = reads_in_line(tp);
 }
@@ -180,9 +183,12 @@ static __always_inline int urgent_bytes(void *tp, struct position *position, u32
 	bool in_line, changed, unseen = false;
 	int bytes = 0;
 
-	if (mark != position->urgent_mark) { /* should it have been missed */
+	if (mark != position->urgent_mark) {
 		position->urgent_mark = mark;
-		expect_urgent(tp, position);
+		if (position->urgent == COMING)
+			position->urgent = MARKED;
+		else /* it was not seen coming */
+			expect_urgent(tp, position, MARKED);
 	}
 	if (!position->urgent)
 		return 0;

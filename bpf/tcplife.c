@@ -165,6 +165,16 @@ out:
 	open.delete(&socket);
 }
 
+/*
+ * Whether the present task does that, with the socket's lock, or with that of a subflow of
+ * Multipath TCP. Else it is interrupted by the end of a handshake, for which a shutdown() has
+ * waited.
+ */
+static __always_inline bool is_shut_down(u64 socket)
+{
+	return is_owned((void *)socket) || FIELD(u64, (void *)socket, OFFSET_icsk_ulp_ops);
+}
+
 /* Whether there was no room for a session that begins. */
 static __always_inline bool changes(u64 socket, u8 from, u8 to)
 {
@@ -174,8 +184,8 @@ static __always_inline bool changes(u64 socket, u8 from, u8 to)
 		missed = begin(socket, true);
 	else if (to == TCP_SYN_RECV && from != TCP_SYN_SENT)
 		missed = begin(socket, false);
-	else if ((to == TCP_FIN_WAIT1 || to == TCP_LAST_ACK) && is_owned((void *)socket))
-		claim(socket); /* else a shutdown() of before is done at the end of the handshake */
+	else if ((to == TCP_FIN_WAIT1 || to == TCP_LAST_ACK) && is_shut_down(socket))
+		claim(socket);
 	else if (to == TCP_CLOSE && session_matches((void *)socket))
 		end(socket, from);
 	if (to == TCP_ESTABLISHED || from == TCP_SYN_RECV) /* it may be closed before */

@@ -131,7 +131,7 @@ static __always_inline int at_sk_send_sigurg(void *sk)
 		position->copied_seq--;
 	if (skips_old_mark(tp, copied_seq))
 		position->copied_seq++;
-	expect_urgent(tp, position);
+	expect_urgent(tp, position, COMING);
 	look_closer(position);
 	special = position->special ? special_of(tp, position) : 0;
 	if (special)
@@ -234,7 +234,7 @@ static __always_inline int at_softirq(void *sk, u8 from, u8 to)
 		return 0;
 	position = position_of(tp);
 	if (to != TCP_ESTABLISHED) {
-		if (!position || position->stage == BEGUN || !is_current(tp, position))
+		if (!position || (position->stage == BEGUN && !closes) || !is_current(tp, position))
 			return 0;
 		if (position->special)
 			sum_up(tp, position, true, false);
@@ -242,7 +242,7 @@ static __always_inline int at_softirq(void *sk, u8 from, u8 to)
 			close_sending(tp, position);
 		else
 			note_close(tp, position);
-	} else if (to == TCP_ESTABLISHED && session_matches(tp)) {
+	} else if (session_matches(tp)) {
 		begin(tp, position, &fresh);
 	}
 	return 0;

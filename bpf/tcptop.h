@@ -73,7 +73,7 @@ struct position {
 	u8 send_closed; /* what still moves write_seq is a FIN, or no byte either */
 	u8 closed; /* in CLOSE: what still moves rcv_nxt is TCP_QUEUE_SEQ */
 	u8 special; /* counted through `specials` */
-	u8 urgent; /* urgent data has come since the urgent mark was last passed */
+	u8 urgent; /* COMING or MARKED: since the urgent mark was last passed */
 	u8 urgent_taken; /* and its byte was read with MSG_OOB */
 	u8 urgent_in_line; /* SO_OOBINLINE was set at the last look */
 };

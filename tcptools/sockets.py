@@ -168,9 +168,11 @@ class Sockets:
         """Take in a reading that is not the one before."""
         if block.is_over(number):
             return  # a notice will tell of it
-        state, cookie, queues, progress, unsent, _ = reading
+        state, cookie, queues, progress, unsent, sending = reading
         unread, waiting, uid, inode = QUEUES.unpack(queues)
         acknowledged, received = PAIR.unpack(progress)
+        if BEGINNINGS & 1 << state and not received and not PAIR.unpack(sending)[0]:
+            return
         who, family = block.id(number), block.family(number)
         names = who[:NAMES]
         if tcp is None or tcp.is_over(family, names, acknowledged, received):
@@ -235,6 +237,8 @@ class Sockets:
                     found[reading[1]] = reading
         for tcp, first, _ in self._doubtful:
             second = found.get(first[1])
+            if self._starting:
+                self._credit(tcp, 0, sent_by(first, first[0]))  # or some of it would be new later
             # Else its end will be told, or it has another connection.
             if second and all(map(le, PAIR.unpack(first[3]), PAIR.unpack(second[3]))):
                 self._settle(tcp, (second[0], first[1], second[2], *first[3:]))

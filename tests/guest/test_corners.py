@@ -450,14 +450,19 @@ def test_an_urgent_byte_that_waits_to_be_accepted(ledger):
         assert_none_unsaid(tracers, ledger)
 
 
-def test_an_urgent_byte_that_is_read_twice(tracers, ledger):
-    """With MSG_OOB, and then in line. Of a kind that sees neither, both lack."""
+@pytest.mark.parametrize("before", (0, 0.3))
+@pytest.mark.parametrize("between", (0, 0.3))
+@pytest.mark.parametrize("inline", (False, True))
+def test_an_urgent_byte_that_is_read_with_msg_oob(tracers, ledger, inline, between, before):
+    """And once more in line, or not; with outputs meanwhile, or not. Of a kind that sees neither,
+    both lack."""
     forget(tracers)
     client, server = pair()
-    send_urgent(ledger, client)
+    send_urgent(ledger, client, before)
     ledger.received(server, len(server.recv(1, socket.MSG_OOB)))
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, True)
-    receive(ledger, server, 1513)
+    time.sleep(between)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, inline)
+    receive(ledger, server, 1512 + inline)
     assert_no_more(tracers, ledger, each=2)
     close(client, server)
     assert_no_more(tracers, ledger, each=2)
@@ -479,16 +484,17 @@ def test_an_urgent_byte_that_was_read_in_line(tracers, ledger):
     assert_sums(tracers, ledger)
 
 
+@pytest.mark.parametrize("wait", (0, 0.3))
 @pytest.mark.parametrize("after", (False, True))
 @pytest.mark.parametrize("helped", (False, True))
-def test_urgent_bytes_in_and_out_of_line(tracers, ledger, helped, after):
-    """SO_OOBINLINE is changed before they are read, or after."""
+def test_urgent_bytes_in_and_out_of_line(tracers, ledger, helped, after, wait):
+    """SO_OOBINLINE is changed before they are read, or after, with an output before or without."""
     client, server = pair()
     held = bpfsys.put_into_a_sockmap(server) if helped else None
     forget(tracers)
     for inline in (False, True) * 4:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, inline is after)
-        send_urgent(ledger, client)
+        send_urgent(ledger, client, wait)
         if not after:
             server.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, inline)
         receive(ledger, server, 1512 + inline)
@@ -864,11 +870,11 @@ def aborted(ledger):
     close(client, server)
 
 
-def send_urgent(ledger, sock):
-    """An urgent byte with others around it."""
+def send_urgent(ledger, sock, wait=0.3):
+    """An urgent byte with others around it, and so many seconds."""
     for count, flags in ((1009, 0), (1, socket.MSG_OOB), (503, 0)):
         send(ledger, sock, count, flags)
-    time.sleep(0.3)
+    time.sleep(wait)
 
 
 def urgent_before_accept(ledger):

@@ -67,9 +67,11 @@ def reading(state, acknowledged, unacknowledged, unsent, sent, again):
         # Since then, all of it was acknowledged, and the state is of now.
         (FIN_WAIT2, 100, (SYN, 100 + FIN, 100 + FIN, 0, 0)),
         # There was no memory to send some of it again.
-        (ESTABLISHED, 100, (100 + SYN, 0, 0, 100, 40)),
         (FIN_WAIT2, 100, (100 + SYN + FIN, 0, 0, 100, 40)),
-        (ESTABLISHED, 99, (100, 0, 0, 100, 40)),
+        (ESTABLISHED, 98, (100, 0, 0, 100, 40)),
+        # The state is of before the FIN was acknowledged, or sent.
+        (FIN_WAIT1, 100, (100 + SYN + FIN, 0, 0, 100, 0)),
+        (ESTABLISHED, 100, (100 + SYN + FIN, 0, 0, 100, 0)),
         # Dropped on this host, it was counted when it was sent again, but not as that. Who
         # accepted is taken for one who connected.
         (ESTABLISHED, 100, (20 + SYN, 80, 0, 100 + 80, 0)),
@@ -244,6 +246,35 @@ def test_what_waits_for_its_acknowledgement_is_not_counted_twice(ledger, monkeyp
             patch.setattr(each._inquiry, "dump", seen_as(torn, each._inquiry.dump))
         watch.drain()  # which sees that no sum is too large
     watch.until_exact()
+    assert other.recv(1000)
+
+
+def test_what_is_acknowledged_during_the_start_was_sent_before(ledger, monkeypatch):
+    monkeypatch.setattr(sockets, "AT_REST", 1e9)
+    one, other = ledger.pair()
+    ledger.send(one, 1000)
+    time.sleep(0.2)
+    first = {
+        ("", QUEUES_AT): struct.pack("=II", 0, 900),
+        ("info", 120): struct.pack("=Q", 100 + SYN),
+    }
+    with monkeypatch.context() as patch:
+        for name, fields in (
+            ("dump", first),
+            ("again", {("", QUEUES_AT): struct.pack("=II", 0, 400)}),
+        ):
+            ask = getattr(sockets.Inquiry, name)
+            patch.setattr(
+                sockets.Inquiry,
+                name,
+                lambda self, *what, ask=ask, fields=fields: (
+                    replaced(fields)(*block) for block in ask(self, *what)
+                ),
+            )
+        watch = Watch(ledger)
+    watch.drain()
+    watch.drain()
+    assert watch.sums[ledger.keys[one]] == [0, 0]
     assert other.recv(1000)
 
 
