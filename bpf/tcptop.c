@@ -125,10 +125,9 @@ static __always_inline int at_sk_send_sigurg(void *sk)
 	if (position->stage == BEGUN)
 		start(position, tp);
 	copied_seq = FIELD(u32, tp, OFFSET_copied_seq);
-	/* The next look counts what recv(MSG_OOB) has taken and no look has seen. */
-	if (position->urgent && !position->urgent_taken &&
-	    FIELD(u16, tp, OFFSET_urg_data) & TCP_URG_READ)
-		position->copied_seq--;
+	/* The next look counts from here; what became of the last urgent byte is not known then. */
+	if (!position->special)
+		position->copied_seq -= urgent_bytes(tp, position, copied_seq);
 	if (skips_old_mark(tp, copied_seq))
 		position->copied_seq++;
 	expect_urgent(tp, position, COMING);

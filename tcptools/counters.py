@@ -33,9 +33,9 @@ def sent_by(reading: Reading, state: int, over: bool = False) -> int:
     tcpi_bytes_sent has no FIN, but tcpi_notsent_bytes has it (write_seq - snd_nxt in
     tcp_get_info(), net/ipv4/tcp.c). What is dropped on this host is sent again without being
     retransmitted, so it is counted twice; then what is acknowledged and waits for that is the
-    truth, to the SYN of the one who connected, and the FIN. What could not be sent again for want
-    of memory is counted as if it had been (__tcp_retransmit_skb()): no less was sent than what was
-    acknowledged, which a SYN may be, and a FIN that was sent after the state was read.
+    truth, to the SYN of the one who connected, and a FIN that was sent after the state was read.
+    What could not be sent again for want of memory is counted as if it had been
+    (__tcp_retransmit_skb()): no less was sent than what was acknowledged, but for the same two.
     """
     _, _, queues, progress, unsent, sending = reading
     sent, again = PAIR.unpack(sending)
@@ -43,4 +43,4 @@ def sent_by(reading: Reading, state: int, over: bool = False) -> int:
     fin = state in WE_DONE or state == FIN_WAIT2
     most: int = acknowledged + QUEUES.unpack(queues)[1] - fin
     total: int = max(acknowledged - 2, sent - again + unsent - (unsent > 0 and fin))
-    return total if total <= most else most - 1 - over
+    return total if total <= most else most - 1 - (over or not fin)

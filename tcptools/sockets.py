@@ -237,8 +237,9 @@ class Sockets:
                     found[reading[1]] = reading
         for tcp, first, _ in self._doubtful:
             second = found.get(first[1])
-            if self._starting:
-                self._credit(tcp, 0, sent_by(first, first[0]))  # or some of it would be new later
+            if self._starting:  # or some of it would be new later
+                unread, received = QUEUES.unpack(first[2])[0], PAIR.unpack(first[3])[1]
+                self._credit(tcp, received_by(first[0], unread, received), sent_by(first, first[0]))
             # Else its end will be told, or it has another connection.
             if second and all(map(le, PAIR.unpack(first[3]), PAIR.unpack(second[3]))):
                 self._settle(tcp, (second[0], first[1], second[2], *first[3:]))

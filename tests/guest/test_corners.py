@@ -459,6 +459,7 @@ def test_an_urgent_byte_that_is_read_with_msg_oob(tracers, ledger, inline, betwe
     forget(tracers)
     client, server = pair()
     send_urgent(ledger, client, before)
+    assert select.select([], [], [server], PATIENCE)[2]  # it is there
     ledger.received(server, len(server.recv(1, socket.MSG_OOB)))
     time.sleep(between)
     server.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, inline)
@@ -466,6 +467,32 @@ def test_an_urgent_byte_that_is_read_with_msg_oob(tracers, ledger, inline, betwe
     assert_no_more(tracers, ledger, each=2)
     close(client, server)
     assert_no_more(tracers, ledger, each=2)
+
+
+def test_an_urgent_byte_that_comes_while_another_is_passed(tracers, ledger):
+    """By a recv() that finds it in the backlog when it has read up to there."""
+    forget(tracers)
+    memory = Absent()
+    client, server = pair()
+    send(ledger, client, 1, socket.MSG_OOB)
+    send(ledger, client, 1)
+    assert select.select([], [], [server], PATIENCE)[2]
+
+    def read():
+        ledger.received(server, server.recv_into(memory.pages, 100))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    stack = pathlib.Path(f"/proc/self/task/{reader.native_id}/stack")
+    while "handle_userfault" not in stack.read_text():
+        time.sleep(0.01)
+    send(ledger, client, 1, socket.MSG_OOB)
+    time.sleep(0.3)
+    memory.serve(0)
+    reader.join()
+    assert_no_more(tracers, ledger)
+    close(client, server)
+    assert_no_more(tracers, ledger)
 
 
 def test_an_urgent_byte_that_was_read_in_line(tracers, ledger):
