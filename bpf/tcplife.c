@@ -23,6 +23,7 @@ struct opened {
 	u32 connection; /* see connection_of(); 0 until it is established */
 	u8 active; /* this side began it */
 	u8 syn; /* and sent a SYN, which TCP_REPAIR does not */
+	u8 told;
 	struct identity identity; /* only of the process; no PID unless it is known yet */
 };
 
@@ -77,7 +78,7 @@ static __always_inline bool begin(u64 socket, bool active)
 }
 
 /* The sequence numbers are there, and tell this connection from others. */
-static __always_inline void establish(u64 socket)
+static __always_inline void establish(u64 socket, u8 from)
 {
 	struct opened *opened = open.lookup(&socket);
 	void *tp = (void *)socket;
@@ -85,7 +86,10 @@ static __always_inline void establish(u64 socket)
 	if (!opened)
 		return;
 	opened->connection = connection_of(tp);
-	opened->syn = opened->active && FIELD(u64, tp, OFFSET_bytes_acked);
+	/* TCP_REPAIR makes connections without a SYN; where two have met, it is acknowledged later.
+	 */
+	opened->syn =
+	    opened->active && (FIELD(u64, tp, OFFSET_bytes_acked) || from == TCP_SYN_RECV);
 }
 
 /* The process that runs is the session's, unless nothing but the idle task runs. */
@@ -162,6 +166,7 @@ static __always_inline void end(u64 socket, u8 state)
 		count(EVENTS_MISSED);
 	}
 out:
+	opened->told = 1; /* what a softirq has interrupted may keep it from being deleted */
 	open.delete(&socket);
 }
 
@@ -189,7 +194,7 @@ static __always_inline bool changes(u64 socket, u8 from, u8 to)
 	else if (to == TCP_CLOSE && session_matches((void *)socket))
 		end(socket, from);
 	if (to == TCP_ESTABLISHED || from == TCP_SYN_RECV) /* it may be closed before */
-		establish(socket);
+		establish(socket, from);
 	if (to == TCP_ESTABLISHED || to == TCP_CLOSE)
 		if (!session_matches((void *)socket))
 			open.delete(&socket);
@@ -203,8 +208,7 @@ static __always_inline bool changes(u64 socket, u8 from, u8 to)
  */
 static __always_inline int at_change(u64 socket, u8 from, u8 to)
 {
-	if (changes(socket, from, to))
-		count(EVENTS_MISSED);
+	changes(socket, from, to);
 	return 0;
 }
 
@@ -219,13 +223,13 @@ static __always_inline int make_up(u64 socket, u8 from, u8 to)
 	bool left; /* it has not ended, not been established, or not begun */
 
 	if (to == TCP_CLOSE)
-		left = opened;
+		left = opened && !opened->told;
 	else if (to == TCP_ESTABLISHED)
 		left = opened && !opened->connection;
 	else
 		left = !opened && (to == TCP_SYN_RECV || to == TCP_SYN_SENT);
-	if (left)
-		changes(socket, from, to);
+	if (left && changes(socket, from, to))
+		count(EVENTS_MISSED);
 	return 0;
 }
 

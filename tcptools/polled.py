@@ -38,6 +38,8 @@ class Polled:
     Raises Failure if this kernel has no such thing.
     """
 
+    whole = False  # whether what matters of a session is all of it, from its beginning
+
     def __init__(self, options: Common, scope: Scope, most: int) -> None:
         self.notes = [kernel.system(), "probes: none; socket diagnosis, at each output"]
         self.warnings: list[str] = []
@@ -102,7 +104,7 @@ class Polled:
                     self._namespaces[inode] = before.pop(inode)
                     continue
                 new = self._namespaces[inode] = self._sockets()
-                self._missed += new.existing
+                self._missed += new.existing if self.whole else new.used
         except (OSError, Failure):  # there are too many for the files that we may have
             self._missed += 1
             self._namespaces.update(before)

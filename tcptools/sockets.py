@@ -2,7 +2,7 @@
 """The TCP sockets of a network namespace, polled: how far each has moved since the last look."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import le
 from typing import NamedTuple, Optional
 
@@ -33,9 +33,22 @@ NAMES = NAMES_END - ID
 # Milliseconds: a socket that was at rest for so long, and while it was waited for the answer, did
 # not change while it was looked at.
 AT_REST = 50
+# Looks that one has more, which does not come to rest.
+LOOKS = 3
 # Seconds for which a socket that is not found any more is kept, to hear of its end; and where
 # there is no room.
 KEPT_GONE, KEPT_SHORT = 600.0, 2.0
+
+
+def done(ages: Iterable[int], now: float) -> list[int]:
+    """Of ages in milliseconds, those of what a socket has ever done.
+
+    The kernel has times in jiffies, of which there were 0 five minutes after the boot
+    (INITIAL_JIFFIES), for what was never done as well.
+    """
+    never = int((now - 300) * 1000)
+    near = int(LATE * 1000)
+    return [age for age in ages if near < (never - age) % (1 << 32) < (1 << 32) - near]
 
 
 class Tcp:
@@ -77,21 +90,23 @@ class Movement(NamedTuple):
 class End(NamedTuple):
     """A session that has ended, when (monotonic clock, seconds), and bytes that TCP has counted.
 
-    received: with one more for the peer's FIN; acknowledged: for each of our SYN and FIN.
+    received: with one more for the peer's FIN; acknowledged: for each of our SYN and FIN; waiting:
+    of what was not acknowledged, with our FIN.
     """
 
     socket: Tcp
     time: float
     received: int
     acknowledged: int
+    waiting: int
 
 
 class Sockets:
     """The sockets of the network namespace that this is made in.
 
-    ends: those that had ended at the last look; unowned: those whose inode is new, so that their
-    owners are to be looked for; missed: events that could not be counted, since whoever reads it
-    sets it to 0.
+    existing, used: how many there were when this was made, and had moved something; ends: those
+    that had ended at the last look; unowned: those whose inode is new, so that their owners are to
+    be looked for; missed: events that could not be counted, since whoever reads it sets it to 0.
     """
 
     def __init__(
@@ -116,8 +131,8 @@ class Sockets:
         self._starting = True
         for _ in range(2):  # a dump may pass one by
             self.look()
-        # How many had moved something before this was made.
-        self.existing = sum(tcp.rx > 0 or tcp.tx > 0 for tcp in self._known.values())
+        self.existing = len(self._known)
+        self.used = sum(tcp.rx > 0 or tcp.tx > 0 for tcp in self._known.values())
         self._starting, self.missed = False, 0
         self._start = time.monotonic() + LATE
 
@@ -186,7 +201,8 @@ class Sockets:
             unsure = self._full and tcp is None
             tcp = self._known[cookie] = Tcp(family, names)
             if not self._starting:
-                tcp.began = self._now - max(block.ages(number)) / 1000
+                ages = done(block.ages(number), time.monotonic())
+                tcp.began = self._now - max(ages, default=0) / 1000
             if unsure:
                 # It may have been there when there was no room.
                 self.missed += 1
@@ -227,24 +243,30 @@ class Sockets:
         """Have a second look at sockets that may have moved during the first.
 
         What was received by the first less what is unread in the second has certainly been read,
-        and what was acknowledged by the first and waits for that in the second was sent.
+        and what was acknowledged by the first and waits for that in the second was sent. That is
+        not all where more is acknowledged meanwhile, and so these are looked at once more.
         """
-        found: dict[int, Reading] = {}
-        asked = [(tcp.family, who) for tcp, _, who in self._doubtful]
-        for block in self._inquiry.again(asked):
-            for number, reading in enumerate(block.readings()):
-                if not block.is_over(number):
-                    found[reading[1]] = reading
-        for tcp, first, _ in self._doubtful:
-            second = found.get(first[1])
-            if self._starting:  # or some of it would be new later
-                unread, received = QUEUES.unpack(first[2])[0], PAIR.unpack(first[3])[1]
-                self._credit(tcp, received_by(first[0], unread, received), sent_by(first, first[0]))
-            # Else its end will be told, or it has another connection.
-            if second and all(map(le, PAIR.unpack(first[3]), PAIR.unpack(second[3]))):
-                self._settle(tcp, (second[0], first[1], second[2], *first[3:]))
-            if second != first:
-                tcp.reading = None  # the next one is taken in, whatever it is
+        for _ in range(LOOKS):
+            found: dict[int, Reading] = {}
+            asked = [(tcp.family, who) for tcp, _, who in self._doubtful]
+            for block in self._inquiry.again(asked):
+                for number, reading in enumerate(block.readings()):
+                    if not block.is_over(number):
+                        found[reading[1]] = reading
+            doubtful, self._doubtful = self._doubtful, []
+            for tcp, first, who in doubtful:
+                second = found.get(first[1])
+                if self._starting:  # or some of it would be new later
+                    unread, received = QUEUES.unpack(first[2])[0], PAIR.unpack(first[3])[1]
+                    rx = received_by(first[0], unread, received)
+                    self._credit(tcp, rx, sent_by(first, first[0]))
+                # Else its end will be told, or it has another connection.
+                if second and all(map(le, PAIR.unpack(first[3]), PAIR.unpack(second[3]))):
+                    self._settle(tcp, (second[0], first[1], second[2], *first[3:]))
+                    if second[3] != first[3]:
+                        self._doubtful.append((tcp, second, who))
+                if second != first:
+                    tcp.reading = None  # the next one is taken in, whatever it is
         self._doubtful = []
 
     def _ended(self, notice: Notice) -> None:
@@ -266,26 +288,29 @@ class Sockets:
         if tcp and tcp.is_over(notice.data[FAMILY], names, acknowledged, received):
             self.missed += 1
             tcp = None
+        stamps = AGES.unpack_from(notice.data, layout.info)
+        ages = done(stamps, notice.time)
         if not tcp:
-            ages = AGES.unpack_from(notice.data, layout.info)
-            active = notice.time - min(ages) / 1000
+            if not (received or acknowledged or done(stamps[1:2], notice.time)):
+                return  # connect() has failed
+            active = notice.time - min(ages, default=0) / 1000
             if not self._passes(names) or active < self._start:
                 return
             if active < self._horizon:
                 self.missed += 1
                 return
             tcp = Tcp(notice.data[FAMILY], names)
-            tcp.began = notice.time - max(ages) / 1000
-        unread = QUEUES.unpack(queues)[0]
+            tcp.began = notice.time - max(ages, default=0) / 1000
+        unread, waiting = QUEUES.unpack(queues)[:2]
         # If nothing is unread, the last byte may be the peer's FIN; if something is not sent, ours.
         rx = received - unread - (not unread)
         state = FIN_WAIT1 if unsent else ESTABLISHED
         self._credit(tcp, rx, sent_by(reading, state, over=not unsent))
         # One that was reset, or ended by both sides, is not found before it is closed.
         end = min(notice.time, self._gone.get(cookie, notice.time))
-        if end < notice.time - min(AGES.unpack_from(notice.data, layout.info)) / 1000:
+        if end < notice.time - min(ages, default=0) / 1000:
             end = notice.time  # a dump has passed it by
-        self.ends.append(End(tcp, end, received, acknowledged))
+        self.ends.append(End(tcp, end, received, acknowledged, waiting))
 
     def _forget(self) -> None:
         """Forget sockets that are not there any more and whose end nobody tells."""

@@ -25,6 +25,7 @@ class Ends(Polled):
     """
 
     losses = "sessions not shown: aborted, or too many at once"
+    whole = True
 
     def __init__(self, options: Tcplife, scope: Scope) -> None:
         super().__init__(options, scope, MAX_OPEN)
@@ -36,7 +37,7 @@ class Ends(Polled):
         asleep = time.clock_gettime(time.CLOCK_BOOTTIME) - began  # in all suspends since the boot
         looks = began >= self._next_look
         ended: list[Life] = []
-        for tcp, end, received, acknowledged in self.look(looks)[1]:
+        for tcp, end, received, acknowledged, waiting in self.look(looks)[1]:
             pid, task = self.task(tcp)
             if not tcp.began or not task.passes:
                 continue  # it was there before the start
@@ -44,7 +45,7 @@ class Ends(Polled):
             times = (int((tcp.began + asleep) * 1e9), int((end + asleep) * 1e9))
             # What is received may be FIN as well, and what is acknowledged SYN and FIN.
             got = max(tcp.rx, received - 1)
-            sent = tcp.tx if tcp.tx <= acknowledged else max(0, acknowledged - 1)
+            sent = min(tcp.tx, max(0, acknowledged - (waiting > 0)))
             who = (tcp.family, pid, lport, rport, laddr, raddr, task.name)
             ended.append((*times, got, sent, *who))
         if looks:

@@ -14,10 +14,12 @@ from unittest import mock
 import pytest
 from diagnosed import ECHO, PATIENCE, Ledger, Watch, as_nobody, child, ended, tell
 
-from tcptools import Failure
+from tcptools import Failure, kernel
 from tcptools.kernel import PinnedMap, Scope
-from tcptools.options import FILTERS, Tcptop, rows
+from tcptools.options import FILTERS, Tcplife, Tcptop, rows
+from tcptools.parser import parse
 from tcptools.sockdiag import BC_D_EQ, BC_JMP, BC_S_EQ, Inquiry, port_filter
+from tcptools.sources.ends import Ends
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
 
@@ -158,6 +160,17 @@ def test_another_network_namespace(ledger, monkeypatch, before):
     watch.until(
         lambda: setattr(watch.source, "_next_search", 0.0) or len(watch.source._namespaces) < found
     )
+
+
+@needs_root
+def test_an_idle_session_of_a_namespace_that_is_found_later_is_missed():
+    """By tcplife, which will not tell it, though it has moved nothing yet."""
+    options = parse(Tcplife, [])
+    source = Ends(options, kernel.scope(options))
+    with child(ECHO, prefix=["unshare", "--net"]) as process:
+        process.stdout.readline()
+        source._next_search = 0.0
+        assert source.drain()[1] >= 2
 
 
 @needs_root

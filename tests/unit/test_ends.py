@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sessions that have ended, by socket diagnosis: real ones of this host."""
 
+import contextlib
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from diagnosed import (
     tell,
 )  # fmt: skip
 from test_diag_corners import RESET
+from test_diag_readings import TCP_FASTOPEN_NO_COOKIE
 
 from tcptools import kernel
 from tcptools.options import Tcplife
@@ -131,6 +133,44 @@ def test_a_session_shorter_than_a_look():
         assert ledger.truth[ports][0] - life[2] in (0, 1)
         assert (who.pid, who.comm) == (0, "-")
         assert life[0] <= life[1]
+
+
+def test_a_connection_that_is_refused_is_none():
+    """Of a Fast Open, data were sent with its SYN; it never received anything."""
+    ledger, source = Ledger(), watching()
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = closed.getsockname()
+    ports = set()
+    for options in ((), (TCP_FASTOPEN_NO_COOKIE,)):
+        with socket.socket() as one:
+            one.setblocking(False)
+            for option in options:
+                one.setsockopt(socket.IPPROTO_TCP, option, 1)
+            flags = socket.MSG_FASTOPEN if options else 0
+            with contextlib.suppress(BlockingIOError, ConnectionRefusedError):
+                one.sendto(b"x" * 10, flags, address) if flags else one.connect(address)
+            ports.add(one.getsockname()[1])
+            time.sleep(0.1)
+    pair = ledger.pair()
+    end(ledger, pair)
+    told = set()
+    while not told & {port for both in ledger.truth for port in both}:
+        told |= {life[6] for life in source.drain()[0]}
+        time.sleep(0.02)
+    time.sleep(1)
+    told |= {life[6] for life in source.drain()[0]}
+    assert not told & ports
+
+
+def test_a_byte_that_the_peer_has_not_acknowledged_is_not_sent():
+    """But the SYN was, which counts as one, too."""
+    ledger, source = Ledger(), watching()
+    one, other = ledger.pair()
+    other.close()
+    ledger.send(one, 1)
+    time.sleep(0.1)
+    one.close()
+    assert ends_of(source, ledger, 2)[ledger.keys[one]][0][3] == 0
 
 
 def test_what_the_peer_did_not_acknowledge_is_not_sent():
