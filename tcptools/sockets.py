@@ -33,7 +33,7 @@ NAMES = NAMES_END - ID
 # Milliseconds: a socket that was at rest for so long, and while it was waited for the answer, did
 # not change while it was looked at.
 AT_REST = 50
-# Looks that one has more, which does not come to rest.
+# How often a socket that moves meanwhile is looked at again.
 LOOKS = 3
 # Seconds for which a socket that is not found any more is kept, to hear of its end; and where
 # there is no room.

@@ -581,20 +581,35 @@ def test_a_connection_that_waits_at_the_start(ledger):
         assert_sums(tracers, ledger, "after close")
 
 
+@contextlib.contextmanager
+def fast_open_listener():
+    """A listener that takes data with a SYN, from anybody for a while (TCP_FASTOPEN)."""
+    with sysctl("net.ipv4.tcp_fastopen", 0x207), listener() as server:
+        server.setsockopt(TCP, socket.TCP_FASTOPEN, 100)
+        yield server
+
+
+def unanswered(server):
+    """A context in which a listener's answers to SYNs, those with SYN and ACK, are dropped."""
+    return dropped(f"ip sport {server.getsockname()[1]} 0xffff match u8 0x12 0x3f at 33")
+
+
+def open_with_data(server):
+    """A connection that begins with 701 bytes: the sockets of the client, and of the server."""
+    client = socket.socket()
+    client.setblocking(False)
+    assert client.sendto(b"x" * 701, socket.MSG_FASTOPEN, server.getsockname()) == 701
+    return client, server.accept()[0]
+
+
 def test_a_fast_open_that_waits_at_the_start(ledger):
     """Its SYN had data, which the server has read, and the answer to it is dropped until later."""
-    with contextlib.ExitStack() as until, listener() as server:
-        until.enter_context(sysctl("net.ipv4.tcp_fastopen", 0x207))
+    with contextlib.ExitStack() as until, fast_open_listener() as server:
         # Long enough for every start.
         until.enter_context(sysctl("net.ipv4.tcp_synack_retries", 8))
         until.enter_context(sysctl("net.ipv4.tcp_syn_retries", 8))
-        server.setsockopt(TCP, socket.TCP_FASTOPEN, 100)
-        client = socket.socket()
-        port = server.getsockname()[1]
-        with dropped(f"ip sport {port} 0xffff match u8 0x12 0x3f at 33"):  # flags: SYN and ACK
-            client.setblocking(False)
-            assert client.sendto(b"x" * 701, socket.MSG_FASTOPEN, server.getsockname()) == 701
-            accepted, _ = server.accept()
+        with unanswered(server):
+            client, accepted = open_with_data(server)
             assert len(accepted.recv(701, socket.MSG_WAITALL)) == 701
             tracers = until.enter_context(late())
         assert select.select([], [client], [], PATIENCE)[1]
@@ -609,14 +624,10 @@ def test_a_fast_open_that_waits_at_the_start(ledger):
 
 def test_a_fast_open_that_is_answered_before_its_handshake_is_over(ledger):
     """By a send, the only use of the socket while the answer to its SYN is dropped."""
-    with contextlib.ExitStack() as until, listener() as server:
-        until.enter_context(sysctl("net.ipv4.tcp_fastopen", 0x207))
-        server.setsockopt(TCP, socket.TCP_FASTOPEN, 100)
-        tracers, client = until.enter_context(late()), socket.socket()
-        with dropped(f"ip sport {server.getsockname()[1]} 0xffff match u8 0x12 0x3f at 33"):
-            client.setblocking(False)
-            assert client.sendto(b"x" * 701, socket.MSG_FASTOPEN, server.getsockname()) == 701
-            accepted, _ = server.accept()
+    with contextlib.ExitStack() as until, fast_open_listener() as server:
+        tracers = until.enter_context(late())
+        with unanswered(server):
+            client, accepted = open_with_data(server)
             send(ledger, accepted, 503)
             settle(*tracers.values())
         assert select.select([], [client], [], PATIENCE)[1]
@@ -635,14 +646,10 @@ def test_a_fast_open_that_is_answered_before_its_handshake_is_over(ledger):
 @pytest.mark.parametrize("reads", (False, True))
 def test_a_fast_open_that_is_shut_down_before_its_handshake_is_over(ledger, reads, server_first):
     """The FIN is sent when it is over, in a softirq (tcp_rcv_state_process(), since May 2024)."""
-    with contextlib.ExitStack() as until, listener() as server:
-        until.enter_context(sysctl("net.ipv4.tcp_fastopen", 0x207))
-        server.setsockopt(TCP, socket.TCP_FASTOPEN, 100)
-        tracers, client = until.enter_context(late()), socket.socket()
-        with dropped(f"ip sport {server.getsockname()[1]} 0xffff match u8 0x12 0x3f at 33"):
-            client.setblocking(False)
-            assert client.sendto(b"x" * 701, socket.MSG_FASTOPEN, server.getsockname()) == 701
-            accepted, _ = server.accept()
+    with contextlib.ExitStack() as until, fast_open_listener() as server:
+        tracers = until.enter_context(late())
+        with unanswered(server):
+            client, accepted = open_with_data(server)
             send(ledger, accepted, 503)
             accepted.shutdown(socket.SHUT_WR)
         assert select.select([], [client], [], PATIENCE)[1]
@@ -664,9 +671,7 @@ def test_fast_opens_where_others_were_before(ledger):
     churn = (
         "import tcptools.program as p\nprint(flush=True)\nwhile True:\n    p.use_a_connection()\n"
     )
-    with contextlib.ExitStack() as until, listener() as server:
-        until.enter_context(sysctl("net.ipv4.tcp_fastopen", 0x207))
-        server.setsockopt(TCP, socket.TCP_FASTOPEN, 100)
+    with contextlib.ExitStack() as until, fast_open_listener() as server:
         others = subprocess.Popen([sys.executable, "-c", churn], stdout=subprocess.PIPE, cwd=ROOT)
         until.callback(others.wait)
         until.callback(others.kill)
@@ -675,13 +680,10 @@ def test_fast_opens_where_others_were_before(ledger):
         others.kill()
         forget(tracers)
         clients, accepted = [], []
-        with dropped(f"ip sport {server.getsockname()[1]} 0xffff match u8 0x12 0x3f at 33"):
+        with unanswered(server):
             for _ in range(30):
-                client = until.enter_context(socket.socket())
-                client.setblocking(False)
-                assert client.sendto(b"x" * 701, socket.MSG_FASTOPEN, server.getsockname()) == 701
-                clients.append(client)
-                accepted.append(until.enter_context(server.accept()[0]))
+                for ends, end in zip((clients, accepted), open_with_data(server)):
+                    ends.append(until.enter_context(end))
                 send(ledger, accepted[-1], 7)
                 receive(ledger, accepted[-1], 701)
         for client in clients:
